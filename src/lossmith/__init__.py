@@ -1,0 +1,17 @@
+"""Train the metric you report: losses that are the metric itself, made smooth exactly."""
+
+from lossmith import functional, noise, surrogates, training
+from lossmith.choice import PerturbedArgmax
+from lossmith.errors import InputError
+from lossmith.losses import AccuracyLoss
+
+__version__ = "0.1.0"
+__all__ = [
+    "AccuracyLoss",
+    "InputError",
+    "PerturbedArgmax",
+    "functional",
+    "noise",
+    "surrogates",
+    "training",
+]

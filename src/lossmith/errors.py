@@ -1,0 +1,27 @@
+"""The one error a user can cause, and the hint that goes with a mistyped name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input: its text is one line that says where, what was expected, what came and what to do.
+
+    The command line prints that line and exits with code 2; in Python it is an ordinary ``ValueError``.
+    """
+
+
+def near(name: str, choices: Iterable[str]) -> str:
+    """Text that follows an unknown name: the near ones if there are any, otherwise all of them.
+
+    >>> near("hinje", ["hinge", "sigmoid"])
+    "did you mean 'hinge'?"
+    >>> near("zzz", ["hinge", "sigmoid"])
+    "choose from 'hinge', 'sigmoid'"
+    """
+    choices = list(choices)
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    quoted = ", ".join(repr(choice) for choice in close or choices)
+    return f"did you mean {quoted}?" if close else f"choose from {quoted}"

@@ -1,0 +1,168 @@
+"""The noisy argmax and the losses on it, as functions.
+
+Scores are raw model outputs with the classes in the last dimension: never probabilities. Half types compute in float32
+and return their own type.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lossmith import noise as noises
+from lossmith.noise import Noise
+from lossmith.qlog import neg_log_q
+from lossmith.threshold import reference
+
+__all__ = ["argmax_log_prob", "argmax_log_probs", "neg_log_q", "standardize_scores"]
+
+
+def argmax_log_prob(
+    scores: Tensor,
+    target: Tensor,
+    *,
+    noise: str | Noise = "normal",
+    scale: float | Tensor = 1.0,
+    margin: float | None = None,
+) -> Tensor:
+    r"""Log-probability that the target has the highest noisy score.
+
+    With scores z, target y and independent noise ε_j of cdf F and density f, computes
+
+        log P(argmax_j (z_j + scale · ε_j) = y) = log ∫ f(e) Π_{j≠y} F(e + δ_j) de,   δ_j = (z_y − z_j) / scale.
+
+    Gumbel noise gives log softmax, and normal noise with two classes log Φ(δ/√2); both use that formula.
+
+    Args:
+        scores: (…, C), C ≥ 2, any floating type. −inf removes a class; NaN gives NaN.
+        target: (…) integer class indices in [0, C).
+        noise: "normal", "gumbel" or a ``lossmith.noise.Noise``.
+        scale: σ > 0: a number, or a tensor that broadcasts to ``scores[..., :1]``; a tensor receives gradients.
+        margin: caps the lead z_y − z_j that still earns credit, ≥ 0, in units of the scores; no gradient flows beyond it.
+
+    Returns:
+        (…) log-probabilities ≤ 0, dtype and device of ``scores``; differentiable twice.
+
+    Raises:
+        TypeError: scores are not floating point, or targets not integer.
+        ValueError: a shape, class index, scale or margin out of range.
+
+    Range: float64 within 1e-9 · max(1, |log p|) and the gradient within 1e-7 relative, float32 p within 1e-6 and log p within
+    1e-5 relative, for C from 2 to 50,000 and leads to ±50 scales.
+    Cost: about 128 · C evaluations of log F a row in float64, 40 · C in float32, and twice that for the gradient.
+    Source: the multinomial probit (Thurstone 1927); as a training objective, Karpukhin, Dereka & Kolesnikov, "EXACT: How
+    to train your accuracy", 2022.
+
+    >>> scores = torch.tensor([[-0.5, 0.0, 1.0]], dtype=torch.float64)
+    >>> argmax_log_prob(scores, torch.tensor([2])).exp()
+    tensor([0.6930], dtype=torch.float64)
+    >>> argmax_log_prob(scores, torch.tensor([2]), noise="gumbel").exp()  # softmax
+    tensor([0.6285], dtype=torch.float64)
+    """
+    distribution = noises.get(noise)
+    _check_scores(scores)
+    _check_target(target, scores)
+    z = _compute_type(scores)
+    index = target.long().unsqueeze(-1)
+    if margin is not None:
+        if not margin >= 0:
+            raise ValueError(f"margin: expected a number ≥ 0 in units of the scores, got {margin}")
+        z = torch.maximum(z, z.gather(-1, index) - margin)
+    z = z / _checked_scale(scale, z)
+    log_p = distribution.closed_form_log_probs(z)
+    if log_p is None:
+        log_p = reference.log_prob(z.reshape(-1, z.shape[-1]), index.reshape(-1), distribution).reshape(target.shape)
+    else:
+        log_p = log_p.gather(-1, index).squeeze(-1)
+    return log_p.to(scores.dtype)
+
+
+def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: float | Tensor = 1.0) -> Tensor:
+    r"""Log-probability of every class to have the highest noisy score.
+
+    As ``argmax_log_prob`` for each class at once: the product Π_j F is shared, so the cost is that of one class times the
+    spread of the scores in scales, where that exceeds about ten.
+
+    Args:
+        scores: (…, C), C ≥ 2, any floating type. −inf removes a class.
+        noise: "normal", "gumbel" or a ``lossmith.noise.Noise``.
+        scale: σ > 0: a number, or a tensor that broadcasts to ``scores[..., :1]``.
+
+    Returns:
+        (…, C) log-probabilities whose exponentials sum to 1; dtype and device of ``scores``; differentiable twice.
+
+    Raises:
+        TypeError, ValueError: as ``argmax_log_prob``.
+
+    >>> argmax_log_probs(torch.tensor([0.0, 0.0, 0.0, 0.0])).exp()
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    distribution = noises.get(noise)
+    _check_scores(scores)
+    z = _compute_type(scores)
+    z = z / _checked_scale(scale, z)
+    log_p = distribution.closed_form_log_probs(z)
+    if log_p is None:
+        log_p = reference.log_probs(z.reshape(-1, z.shape[-1]), distribution).reshape(z.shape)
+    return log_p.to(scores.dtype)
+
+
+def standardize_scores(scores: Tensor, keep: Tensor | None = None) -> Tensor:
+    r"""Scores with mean 0 and variance 1 over the whole batch: (z − mean z) / √(var z + 1e-12), one mean and one variance.
+
+    It makes the size of the last layer irrelevant to a loss of fixed scale. The small constant keeps a batch of equal
+    scores finite. Source: the logit normalisation of EXACT's code, which has no such constant.
+
+    Args:
+        scores: (…, C) finite scores, any floating type.
+        keep: (…) boolean; only these rows enter the mean and the variance. None takes all.
+
+    Returns:
+        The same shape and dtype, differentiable.
+
+    >>> standardize_scores(torch.tensor([[1.0, 3.0]]))
+    tensor([[-1.,  1.]])
+    """
+    z = _compute_type(scores)
+    if keep is None:
+        mean, variance = z.mean(), z.var(correction=0)
+    else:
+        share = (keep / (keep.sum() * z.shape[-1]).clamp_min(1)).unsqueeze(-1)
+        mean = (z * share).sum()
+        variance = ((z - mean).square() * share).sum()
+    return ((z - mean) / (variance + 1e-12).sqrt()).to(scores.dtype)
+
+
+def _compute_type(scores: Tensor) -> Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def _check_scores(scores: Tensor) -> None:
+    if not scores.is_floating_point():
+        raise TypeError(f"scores: expected a floating-point tensor, got {scores.dtype}; pass raw model outputs")
+    if scores.dim() == 0 or scores.shape[-1] < 2:
+        raise ValueError(f"scores: expected shape (…, C) with C ≥ 2 classes, got {tuple(scores.shape)}")
+
+
+def _check_target(target: Tensor, scores: Tensor) -> None:
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(f"target: expected integer class indices, got {target.dtype}")
+    if target.shape != scores.shape[:-1]:
+        expected = tuple(scores.shape[:-1])
+        raise ValueError(f"target: expected shape {expected} for scores {tuple(scores.shape)}, got {tuple(target.shape)}")
+    # On other devices the look would wait for the queue; there the gather itself refuses.
+    if target.device.type == "cpu" and target.numel() and not 0 <= target.min() <= target.max() < scores.shape[-1]:
+        low, high = int(target.min()), int(target.max())
+        raise ValueError(f"target: expected class indices from 0 to {scores.shape[-1] - 1}, got {low} to {high}")
+
+
+def _checked_scale(scale: float | Tensor, scores: Tensor) -> float | Tensor:
+    if isinstance(scale, Tensor):
+        shape = (*scores.shape[:-1], 1)
+        try:
+            scale = scale.to(scores).expand(shape)
+        except RuntimeError:
+            raise ValueError(f"scale: expected a shape that broadcasts to {shape}, got {tuple(scale.shape)}") from None
+    if not (scale > 0 if isinstance(scale, (int, float)) else bool((scale > 0).all())):
+        raise ValueError(f"scale: expected positive numbers, got {scale}")
+    return scale

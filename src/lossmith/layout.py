@@ -1,0 +1,69 @@
+"""The input layouts, class weights and reductions of ``torch.nn.CrossEntropyLoss``, shared by all losses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def classes_last(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (C,), (N, C) or (N, C, d1, …) with the classes moved to the end, and the target likewise if it has classes.
+
+    Raises:
+        ValueError: the shapes fit neither class indices nor class probabilities.
+    """
+    if scores.dim() == 0:
+        raise ValueError("scores: expected shape (C,), (N, C) or (N, C, d1, …), got a single number")
+    class_dim = 0 if scores.dim() == 1 else 1
+    index_shape = scores.shape[:class_dim] + scores.shape[class_dim + 1 :]
+    if target.is_floating_point() and target.shape == scores.shape:
+        target = target.movedim(class_dim, -1)
+    elif target.is_floating_point() or target.shape != index_shape:
+        raise ValueError(
+            f"target: expected class indices of shape {tuple(index_shape)} or floating-point class probabilities of shape "
+            f"{tuple(scores.shape)}, got {target.dtype} of shape {tuple(target.shape)}"
+        )
+    return scores.movedim(class_dim, -1), target
+
+
+class ClassificationLoss(nn.Module):
+    """What every loss here shares: class weights, ignored targets and the reduction over samples.
+
+    Args:
+        weight: (C,) weight of each class, or None.
+        ignore_index: class index that marks samples to leave out.
+        reduction: "mean" (weighted by the target's class weight), "sum" or "none".
+
+    Raises:
+        ValueError: unknown reduction.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, *, weight: Tensor | None = None, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def split_ignored(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Class indices with the ignored ones replaced by 0, and the mask of those that count."""
+        keep = target != self.ignore_index
+        return torch.where(keep, target, 0), keep
+
+    def sample_weight(self, index: Tensor, keep: Tensor, like: Tensor) -> Tensor:
+        """Weight of each sample: its class's, and 0 where it is ignored."""
+        weight = keep.to(like.dtype)
+        return weight if self.weight is None else weight * self.weight.to(like)[index]
+
+    def reduce(self, losses: Tensor, total_weight: Tensor) -> Tensor:
+        """Weighted losses of the samples to the module's output; "mean" divides by ``total_weight``."""
+        if self.reduction == "none":
+            return losses
+        return losses.sum() if self.reduction == "sum" else losses.sum() / total_weight

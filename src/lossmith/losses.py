@@ -1,0 +1,154 @@
+"""Losses that are the reported metric itself, made smooth: torch modules."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lossmith import functional
+from lossmith import noise as noises
+from lossmith.layout import ClassificationLoss, Reduction, classes_last
+from lossmith.noise import Noise
+
+
+class AccuracyLoss(ClassificationLoss):
+    r"""Accuracy of the noisy classifier, as a loss: takes the place of ``torch.nn.CrossEntropyLoss``.
+
+    With p_i = P(argmax_j (z_ij + scale · ε_j) = y_i), and −log_q(m) = (1 − m^(1−q)) / (1 − q):
+
+        over="sample":  mean_i −log_q(p_i)            over="batch":  −log_q(mean_i p_i)
+
+    Three dials, and the known losses are points on them:
+
+    ==============================================  ========  ===  ========
+    loss                                            noise     q    over
+    ==============================================  ========  ===  ========
+    cross-entropy                                   gumbel    1    sample
+    smooth accuracy, 1 − mean softmax               gumbel    0    either
+    EXACT, 1 − mean p                               normal    0    either
+    EXACT with the logarithm outside                normal    1    batch
+    multinomial probit (the default)                normal    1    sample
+    generalised cross-entropy                       gumbel    0–1  sample
+    ==============================================  ========  ===  ========
+
+    Args:
+        noise: "normal", "gumbel" or a ``lossmith.noise.Noise``.
+        scale: σ > 0, the noise's multiplier, in units of the scores: a number, or a tensor that broadcasts to
+            ``scores[..., :1]`` once the classes are last. It may be set between steps (``training.ScaleSchedule`` does).
+        q: from metric to loss, ≥ 0. 0 is 1 − accuracy, bounded, flat where the model is far wrong; q ≥ 1 is unbounded there.
+        over: where the mean over samples stands. "batch" gives one number a batch and takes reduction="mean" only.
+        margin: caps the lead z_y − z_j that still earns credit; the loss then keeps a positive floor.
+        standardize: first give the batch's scores mean 0 and variance 1 (``functional.standardize_scores``).
+        weight, ignore_index, reduction, label_smoothing: as in ``torch.nn.CrossEntropyLoss``. As there, the mean over no
+            sample at all is nan.
+
+    Shape:
+        scores (C,), (N, C) or (N, C, d1, …), any floating type; target the same without C, int64 class indices, or the same
+        shape, floating-point class probabilities t, whose loss is Σ_k t_k · weight_k · (−log_q p_k). Output: a scalar, or the
+        target's shape without C for reduction="none".
+
+    Raises:
+        TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
+
+    Cost: see ``functional.argmax_log_prob``; class probabilities or label smoothing need every p_k, and with a margin besides
+    they cost C times as much.
+    Source: EXACT: Karpukhin, Dereka & Kolesnikov, 2022. q: Zhang & Sabuncu, NeurIPS 2018.
+
+    >>> loss = AccuracyLoss()
+    >>> scores = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]], requires_grad=True)
+    >>> value = loss(scores, torch.tensor([0, 2]))
+    >>> value.backward()
+    >>> value
+    tensor(0.8950, grad_fn=<DivBackward0>)
+    """
+
+    def __init__(
+        self,
+        noise: str | Noise = "normal",
+        scale: float | Tensor = 1.0,
+        q: float = 1.0,
+        over: Literal["sample", "batch"] = "sample",
+        margin: float | None = None,
+        *,
+        standardize: bool = False,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(weight=weight, ignore_index=ignore_index, reduction=reduction)
+        if over not in ("sample", "batch"):
+            raise ValueError(f"over: expected 'sample' or 'batch', got {over!r}")
+        if over == "batch" and reduction != "mean":
+            raise ValueError(f"reduction: over='batch' gives one number a batch and takes 'mean' only, got {reduction!r}")
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing}")
+        # Each function below checks its own argument; asking now puts the error at the constructor.
+        functional.neg_log_q(torch.zeros(()), q)
+        functional.argmax_log_prob(torch.zeros(2), torch.tensor(0), noise="gumbel", margin=margin)
+        self.noise = noises.get(noise)
+        self.scale = scale
+        self.q = q
+        self.over = over
+        self.margin = margin
+        self.standardize = standardize
+        self.label_smoothing = label_smoothing
+
+    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The loss of scores against class indices or class probabilities."""
+        scores, target = classes_last(scores, target)
+        if target.is_floating_point():
+            index, keep = None, torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
+            total = keep.sum()
+        else:
+            index, keep = self.split_ignored(target)
+            total = self.sample_weight(index, keep, scores).sum()
+        if self.standardize:
+            scores = functional.standardize_scores(scores, keep)
+        if index is not None and not self.label_smoothing:
+            mass = self.sample_weight(index, keep, scores).unsqueeze(-1)
+            log_p = self._log_prob(scores, index, self.scale).unsqueeze(-1)
+        else:
+            mass = self._class_mass(target if index is None else index, keep, scores)
+            log_p = self._log_probs(scores)
+        if self.over == "batch":
+            log_mean = torch.where(mass > 0, log_p + mass.log(), -torch.inf).flatten().logsumexp(0) - mass.sum().log()
+            return functional.neg_log_q(log_mean, self.q)
+        losses = torch.where(mass == 0, 0.0, mass * functional.neg_log_q(log_p, self.q)).sum(-1)
+        return self.reduce(losses, total)
+
+    def _class_mass(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
+        """What each class of each sample weighs, (…, C): target probability, smoothed, times class weight."""
+        classes = scores.shape[-1]
+        mass = target if target.is_floating_point() else torch.nn.functional.one_hot(target, classes)
+        mass = mass.to(scores.dtype) * (1 - self.label_smoothing) + self.label_smoothing / classes
+        if self.weight is not None:
+            mass = mass * self.weight.to(scores)
+        return mass * keep.unsqueeze(-1)
+
+    def _log_prob(self, scores: Tensor, index: Tensor, scale: float | Tensor) -> Tensor:
+        return functional.argmax_log_prob(scores, index, noise=self.noise, scale=scale, margin=self.margin)
+
+    def _log_probs(self, scores: Tensor) -> Tensor:
+        if self.margin is None:
+            return functional.argmax_log_probs(scores, noise=self.noise, scale=self.scale)
+        # The cap is measured from the target, so with a margin each class has scores of its own.
+        shape = (*scores.shape, scores.shape[-1])
+        each = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
+        scale = self.scale.unsqueeze(-1) if isinstance(self.scale, Tensor) and self.scale.dim() else self.scale
+        return self._log_prob(scores.unsqueeze(-2).expand(shape), each, scale)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The scale, which a schedule changes: so ``state_dict`` carries it and a resumed run keeps it."""
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the scale back from ``state_dict``."""
+        self.scale = state["scale"]
+
+    def extra_repr(self) -> str:
+        """The dials, as they stand in the constructor."""
+        parts = f"noise={self.noise.name!r}, scale={self.scale}, q={self.q}, over={self.over!r}, margin={self.margin}"
+        return parts + (", standardize=True" if self.standardize else "")

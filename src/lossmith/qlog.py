@@ -1,0 +1,40 @@
+"""From a metric to a loss: the q-logarithm."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def neg_log_q(log_m: Tensor, q: float) -> Tensor:
+    r"""Loss of a metric m in (0, 1], from its logarithm: −log_q(m) = (1 − m^(1−q)) / (1 − q).
+
+    q = 0 gives 1 − m, q = 1 gives −log m. Every q has value 0 and slope −1 at m = 1, so it agrees with the metric to first
+    order where the model is right; q ≥ 1 grows without bound as m → 0, q < 1 stops at 1/(1 − q).
+
+    Args:
+        log_m: log m ≤ 0, any shape, floating point.
+        q: the order, a finite number ≥ 0.
+
+    Returns:
+        The loss, same shape and dtype, computed as −expm1((1−q)·log m)/(1−q): no digits are lost at m → 1, as they are in
+        1 − exp(log m). For q > 1 it overflows to inf once (q−1)·(−log m) exceeds the range of exp (709 in float64, 88 in float32).
+
+    Raises:
+        ValueError: q is negative or not finite.
+
+    Source: Tsallis (1988); as a loss, Zhang & Sabuncu, "Generalized cross entropy loss", NeurIPS 2018 (their q is 1 − q here).
+
+    >>> log_m = torch.tensor([-1e-9, -2.0], dtype=torch.float64)
+    >>> neg_log_q(log_m, 1.0)
+    tensor([1.0000e-09, 2.0000e+00], dtype=torch.float64)
+    >>> neg_log_q(log_m, 0.0)
+    tensor([1.0000e-09, 8.6466e-01], dtype=torch.float64)
+    """
+    if not (math.isfinite(q) and q >= 0):
+        raise ValueError(f"q: expected a finite number ≥ 0, got {q}; 0 is the metric itself, 1 its negative logarithm")
+    if q == 1:
+        return -log_m
+    return -torch.expm1((1 - q) * log_m) / (1 - q)
