@@ -109,7 +109,8 @@ class SigmoidLoss(_LeadLoss):
 class PolynomialLoss(_LeadLoss):
     r"""Cubic relaxation of the 0-1 loss: d³/4 − 3d/4 + 1/2 with d = clip(t / scale, −1, 1).
 
-    t is the lead over the strongest rival. 1 for t ≤ −scale, 0 for t ≥ scale, with a continuous slope; no gradient outside. EXACT's baseline sums it over rivals.
+    t is the lead over the strongest rival. 1 for t ≤ −scale, 0 for t ≥ scale, with a continuous slope; no gradient outside.
+    EXACT's baseline sums it over rivals.
 
     Args:
         scale: > 0, in units of the scores; ``training.ScaleSchedule`` may lower it.
