@@ -1,0 +1,1 @@
+"""Does another loss help on this data? plan -> run -> store -> statistics -> report."""

@@ -1,0 +1,124 @@
+"""What is to be run: checked before any work, and every random number fixed by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.model_selection import StratifiedKFold
+
+from lossmith.compare.candidates import BASELINE, CANDIDATES, SHARED_GRID
+from lossmith.compare.metrics import METRICS
+from lossmith.data import Dataset
+from lossmith.errors import InputError, near
+
+MODELS = ("linear", "mlp")
+Indices = npt.NDArray[np.int64]
+
+
+class Cell(NamedTuple):
+    """One row to compute."""
+
+    loss: str
+    repeat: int
+    fold: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison: which losses, on what, how often, and with what budget for each.
+
+    Args:
+        data: the table.
+        losses: names from ``CANDIDATES``; the baseline is added where it is missing.
+        metric: a name from ``METRICS``, computed on held-out predictions.
+        model: "linear", or "mlp" (one hidden layer of 64).
+        folds: of the stratified cross-validation.
+        repeats: how often it is shuffled anew.
+        trials: settings tried for each loss and fold, on a quarter of the training rows held out; 1 takes the defaults.
+        epochs: passes over the training rows.
+        seed: all splits, initial weights, row orders and trials follow from it.
+
+    Raises:
+        InputError: anything that would stop the work later.
+    """
+
+    data: Dataset
+    losses: tuple[str, ...] = tuple(CANDIDATES)
+    metric: str = "accuracy"
+    model: str = "linear"
+    folds: int = 5
+    repeats: int = 1
+    trials: int = 4
+    epochs: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.losses:
+            _known("--losses", name, CANDIDATES)
+        _known("--metric", self.metric, METRICS)
+        _known("--model", self.model, MODELS)
+        for option, least in (("folds", 2), ("repeats", 1), ("trials", 1), ("epochs", 1), ("seed", 0)):
+            if getattr(self, option) < least:
+                raise InputError(f"--{option}: expected {least} or more, got {getattr(self, option)}")
+        object.__setattr__(self, "losses", tuple(dict.fromkeys((BASELINE, *self.losses))))
+        counts = np.bincount(self.data.target, minlength=len(self.data.classes))
+        rarest = int(counts.argmin())
+        if counts[rarest] < self.folds:
+            raise InputError(_rare(self.data, counts, rarest, self.folds))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that a row depends on, beside its cell: rows of equal settings belong together."""
+        names = ("metric", "model", "folds", "trials", "epochs", "seed")
+        data = {"data": self.data.name, "fingerprint": self.data.fingerprint, "target": self.data.target_name}
+        return data | {name: getattr(self, name) for name in names}
+
+    def cells(self) -> Iterator[Cell]:
+        """Every row, split by split, so that an interrupted comparison has all losses on the splits it has done."""
+        for repeat in range(self.repeats):
+            for fold in range(self.folds):
+                for loss in self.losses:
+                    yield Cell(loss, repeat, fold)
+
+    def split(self, repeat: int, fold: int) -> tuple[Indices, Indices]:
+        """Row numbers to train and to test on; the same for every loss."""
+        shuffled = StratifiedKFold(self.folds, shuffle=True, random_state=self.derive("split", repeat))
+        return list(shuffled.split(self.data.target, self.data.target))[fold]
+
+    def derive(self, *names: object) -> int:
+        """A seed that depends on ``seed`` and the names alone, so that a row can be computed without the others."""
+        text = "/".join(map(str, (self.seed, *names)))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+    def draw_settings(self, cell: Cell) -> list[dict[str, Any]]:
+        """The settings to try, the defaults first; what the losses share is drawn alike for all of them."""
+        own = CANDIDATES[cell.loss].grid
+        drawn = [{name: values[0] for name, values in (*SHARED_GRID.items(), *own.items())}]
+        shared = np.random.default_rng(self.derive("shared", cell.repeat, cell.fold))
+        special = np.random.default_rng(self.derive("own", cell.repeat, cell.fold, cell.loss))
+        for _ in range(self.trials - 1):
+            settings = {name: values[shared.integers(len(values))] for name, values in SHARED_GRID.items()}
+            drawn.append(settings | {name: values[special.integers(len(values))] for name, values in own.items()})
+        return drawn
+
+
+def _known(option: str, name: str, choices: Any) -> None:
+    if name not in choices:
+        raise InputError(f"{option}: there is no {name!r}; {near(name, choices)}")
+
+
+def _rare(data: Dataset, counts: Indices, rarest: int, folds: int) -> str:
+    rows = int(counts[rarest])
+    text = f"{data.name}: class {data.classes[rarest]!r} of {data.target_name!r} has {rows} row{'s' * (rows != 1)}"
+    text += f", fewer than the {folds} folds; "
+    others = int((counts < folds).sum()) - 1
+    if others:
+        text += f"so have {others} other class{'es' * (others > 1)}; "
+    if rows == 1:
+        return text + "merge or drop such classes, or name a target with fewer classes"
+    return text + f"pass --folds {rows}, or merge or drop the class"

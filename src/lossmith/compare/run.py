@@ -1,0 +1,185 @@
+"""Compute the rows of a plan: encode, tune, train, score."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.impute import SimpleImputer
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skrub import TableVectorizer
+from torch import Tensor, nn
+
+from lossmith import __version__
+from lossmith.compare.candidates import CANDIDATES, Settings
+from lossmith.compare.metrics import evaluate
+from lossmith.compare.plan import Cell, Indices, Plan
+from lossmith.compare.store import Row, Store
+from lossmith.training import Recipe, fit
+
+HIDDEN = 64
+
+
+class Part(NamedTuple):
+    """Encoded rows to fit on and rows to score on, with their class codes."""
+
+    fit_x: Tensor
+    fit_y: Tensor
+    score_x: Tensor
+    score_y: npt.NDArray[np.int64]
+
+
+class Trained(NamedTuple):
+    """The outcome of one training."""
+
+    score: float
+    seconds: float  # without the scoring after each epoch
+    curve: list[tuple[float | None, float, float]]  # an epoch: mean loss (None: not finite), metric on fit and score rows
+
+
+def run(plan: Plan, store: Store, after_row: Callable[[int], None] | None = None) -> list[Row]:
+    """Compute the rows that the store lacks, append each as it is finished, and return all of the plan's rows.
+
+    ``after_row`` is called with the number of rows that are there: once at the start, then after each.
+    """
+    identity = plan.settings | {"version": __version__}
+    found = {Cell(row["loss"], row["repeat"], row["fold"]): row for row in store.rows() if row["plan"] == identity}
+    cells = list(plan.cells())
+    rows = {cell: found[cell] for cell in cells if cell in found}
+    prepare = lru_cache(maxsize=1)(lambda repeat, fold: _prepare(plan, repeat, fold))
+    if after_row:
+        after_row(len(rows))
+    with _one_thread():
+        for cell in cells:
+            if cell in rows:
+                continue
+            row = {"plan": identity} | _compute(plan, cell, *prepare(cell.repeat, cell.fold))
+            store.append(row)
+            rows[cell] = row
+            if after_row:
+                after_row(len(rows))
+    return [rows[cell] for cell in cells]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """These models are small: a second thread costs more than it brings, and makes times depend on the neighbours."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compute(plan: Plan, cell: Cell, whole: Part, inner: Part) -> Row:
+    started = time.perf_counter()
+    settings, validation = _tune(plan, cell, inner)
+    tuned = time.perf_counter()
+    trained = _train(plan, cell, settings, whole)
+    return {
+        **cell._asdict(),
+        "score": trained.score,
+        "settings": settings,
+        "validation": validation,
+        "train_seconds": round(trained.seconds, 4),
+        "tune_seconds": round(tuned - started, 4),
+        "train_rows": len(whole.fit_y),
+        "test_rows": len(whole.score_y),
+        "curve": trained.curve,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": _machine(),
+    }
+
+
+def _tune(plan: Plan, cell: Cell, inner: Part) -> tuple[Settings, float | None]:
+    """The best of the drawn settings on the inner validation rows; of equals, the first."""
+    drawn = plan.draw_settings(cell)
+    if len(drawn) == 1:
+        return drawn[0], None
+    scores = [_train(plan, cell, settings, inner).score for settings in drawn]
+    best = int(np.argmax(scores))
+    return drawn[best], scores[best]
+
+
+def _train(plan: Plan, cell: Cell, settings: Settings, part: Part) -> Trained:
+    candidate = CANDIDATES[cell.loss]
+    classes = len(plan.data.classes)
+    # The same initial weights and row order for every loss and every trial of a split.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.derive("weights", cell.repeat, cell.fold))
+        model = _model(plan.model, part.fit_x.shape[1], classes)
+    curve: list[tuple[float | None, float, float]] = []
+    scoring = 0.0
+
+    def after_epoch(loss: float) -> None:
+        nonlocal scoring
+        begun = time.perf_counter()
+        fitted = evaluate(plan.metric, part.fit_y.numpy(), _predict(model, part.fit_x))
+        held_out = evaluate(plan.metric, part.score_y, _predict(model, part.score_x))
+        curve.append((round(loss, 6) if math.isfinite(loss) else None, round(fitted, 6), round(held_out, 6)))
+        scoring += time.perf_counter() - begun
+
+    begun = time.perf_counter()
+    recipe = candidate.recipe(Recipe(epochs=plan.epochs), settings)
+    order = plan.derive("order", cell.repeat, cell.fold)
+    fit(model, candidate.build(classes, settings), part.fit_x, part.fit_y, recipe, seed=order, after_epoch=after_epoch)
+    seconds = time.perf_counter() - begun - scoring
+    return Trained(evaluate(plan.metric, part.score_y, _predict(model, part.score_x)), seconds, curve)
+
+
+def _model(name: str, features: int, classes: int) -> nn.Module:
+    if name == "linear":
+        return nn.Linear(features, classes)
+    return nn.Sequential(nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes))
+
+
+@torch.no_grad()
+def _predict(model: nn.Module, x: Tensor) -> npt.NDArray[np.int64]:
+    return model(x).argmax(-1).numpy()
+
+
+def _prepare(plan: Plan, repeat: int, fold: int) -> tuple[Part, Part]:
+    """The split itself, and inside its training rows the one to tune on; the encoder is fitted to each one's own rows."""
+    train, test = plan.split(repeat, fold)
+    quarters = StratifiedKFold(4, shuffle=True, random_state=plan.derive("validation", repeat, fold))
+    with warnings.catch_warnings():
+        # A class of fewer than four rows stays as even as it can.
+        warnings.filterwarnings("ignore", message="The least populated class in y")
+        fitted, held = next(quarters.split(train, plan.data.target[train]))
+    return _encode(plan, train, test), _encode(plan, train[fitted], train[held])
+
+
+def _encode(plan: Plan, fit_rows: Indices, score_rows: Indices) -> Part:
+    encoder = make_pipeline(TableVectorizer(), SimpleImputer(add_indicator=True), StandardScaler())
+    features, target = plan.data.features, plan.data.target
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about columns that are empty or constant in one part of a small table
+        fit_x = encoder.fit_transform(features.iloc[fit_rows])
+        score_x = encoder.transform(features.iloc[score_rows])
+    as_tensor = [torch.from_numpy(np.asarray(x, dtype=np.float32)) for x in (fit_x, score_x)]
+    return Part(as_tensor[0], torch.from_numpy(target[fit_rows]), as_tensor[1], target[score_rows])
+
+
+@lru_cache(maxsize=1)
+def _machine() -> dict[str, Any]:
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
