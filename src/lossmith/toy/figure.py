@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lossmith.toy.optima import FIVE, LOSSES, THREE, Case, Optimum, Points, best_accuracy, risk
+from lossmith.toy.optima import FIVE, THREE, Case, Optimum, best_accuracy, risk
 
 COLOURS = {
     "cross-entropy": "#1f4e79",
@@ -23,7 +25,7 @@ COLOURS = {
     "smooth-accuracy": "#d16d9e",
     "0-1 loss": "#999999",
 }
-COLUMNS = ("loss", "b at k = 1", "accuracy", "k, free", "b, k free", "accuracy, k free")
+COLUMNS: tuple[str, ...] = ("loss", "b at k = 1", "accuracy", "free k", "b", "accuracy")
 
 
 def cells(case: Case) -> tuple[str, ...]:
@@ -31,21 +33,24 @@ def cells(case: Case) -> tuple[str, ...]:
     if len({o.risk for o in case.trace}) == 1:
         free = "any", _threshold(case.free)
     elif case.free_limit == 0:  # a flat line that is moved away: only its sign is left
-        free = "→ 0", _number(math.copysign(math.inf, case.free.middle))
+        free = "→ 0", number(math.copysign(math.inf, case.free.middle))
     elif case.free_limit == math.inf:
-        free = "→ ∞", _number(case.free.middle, digits=3)
+        free = "→ ∞", number(case.free.middle, digits=3)
     else:
-        free = _number(case.free.k, digits=3), _threshold(case.free)
+        free = number(case.free.k, digits=3), _threshold(case.free)
     return (case.loss, _threshold(case.fixed), f"{case.fixed.accuracy:.3f}", *free, f"{case.free.accuracy:.3f}")
 
 
 def _threshold(optimum: Optimum) -> str:
     if optimum.low == optimum.high:
-        return _number(optimum.low)
-    return f"{_number(optimum.low)} to {_number(optimum.high)}"
+        return number(optimum.low)
+    return f"{number(optimum.low)} to {number(optimum.high)}"
 
 
-def _number(value: float, digits: int = 4) -> str:
+def number(value: float, digits: int = 4) -> str:
+    """A number for a reader, with a true minus; a limit as an arrow, and nothing for nan."""
+    if math.isnan(value):
+        return ""
     if math.isinf(value):
         return "→ ∞" if value > 0 else "→ −∞"
     return f"{value + 0.0:.{digits}g}".replace("-", "−")
@@ -76,7 +81,7 @@ def risk_panel(axes: Axes, losses: list[str]) -> None:
         axes.plot(b, values, color=COLOURS[loss], label=loss, lw=1.6, ls=_style(loss))
         axes.plot(b[values.argmin()], 0, "o", color=COLOURS[loss], ms=4, clip_on=False)
     for x, label in zip(THREE.x, THREE.label, strict=True):
-        axes.text(x, -0.06, "+" if label else "−", ha="center", va="center", fontsize=11, fontweight="bold")
+        axes.text(x, -0.06, "+" if label else "−", ha="center", va="center", fontsize=9)
     axes.set(
         title="Three points, scale 1: loss over threshold b",
         xlabel="b (green: all right)",
@@ -92,6 +97,7 @@ def _trace_panel(axes: Axes, cases: list[Case]) -> None:
         middle = [o.middle for o in case.trace]
         axes.plot(k, middle, color=COLOURS[case.loss], lw=1.6, ls=_style(case.loss))
     axes.set(xscale="log", xlim=(0.3, 20), ylim=(-0.05, 4), xlabel="scale k", ylabel="optimal b (green: all right)")
+    axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
     axes.set_title("Three points: the scale decides")
 
 
@@ -105,11 +111,31 @@ def _accuracy_panel(axes: Axes, cases: list[Case]) -> None:
             axes.plot(case.free.k, np.interp(case.free.k, k, values), "o", color=COLOURS[case.loss], ms=5, clip_on=False)
     axes.axhline(best_accuracy(FIVE), color="#5a9e4b", lw=6, alpha=0.25)
     axes.set(xscale="log", ylim=(0.3, 0.9), xlabel="scale k", ylabel="accuracy at the optimal b (green: the best)")
-    axes.set_title("Five points: a free scale (dots) does not rescue all")
+    axes.set_xticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
+    axes.set_title("Five points: dots mark the free scale")
 
 
 def _style(loss: str) -> str:
     return {"0-1 loss": ":", "smooth-accuracy": "--"}.get(loss, "-")
+
+
+def as_json(studies: dict[str, list[Case]], critical: dict[str, float], paths: list[Path]) -> dict[str, Any]:
+    """The optima for programs. A limit is the text "inf", "-inf"; no such scale is null."""
+
+    def plain(value: float) -> float | str:
+        return str(value) if math.isinf(value) else value
+
+    def describe(optimum: Optimum) -> dict[str, float | str]:
+        return {name: plain(value) for name, value in asdict(optimum).items()}
+
+    cases = {
+        name: [
+            {"loss": c.loss, "fixed": describe(c.fixed), "free": describe(c.free) | {"k": plain(c.free_limit)}} for c in study
+        ]
+        for name, study in studies.items()
+    }
+    right_from = {loss: None if math.isnan(k) else k for loss, k in critical.items()}
+    return {"points": cases, "three points right from k": right_from, "figures": [str(path) for path in paths]}
 
 
 def save(fig: Figure, folder: Path) -> list[Path]:
@@ -118,6 +144,3 @@ def save(fig: Figure, folder: Path) -> list[Path]:
     for path in paths:
         fig.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
-
-
-__all__ = ["COLOURS", "COLUMNS", "FIVE", "LOSSES", "THREE", "Points", "cells", "figure", "risk_panel", "save"]

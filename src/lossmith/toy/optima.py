@@ -129,7 +129,8 @@ def optimum(loss: str, points: Points, k: float) -> Optimum:
         low = high = low if math.isinf(low) else high
     elif high - low < POINT:
         low = high = float(start)
-    return Optimum(k, low, high, at(start), accuracy(points, (low + high) / 2))
+    middle = round((low + high) / 2, 9)  # so that a set symmetric about a point has that point on its threshold
+    return Optimum(k, low, high, at(start), accuracy(points, middle))
 
 
 @dataclass(frozen=True)

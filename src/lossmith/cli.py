@@ -1,0 +1,166 @@
+"""The command line: commands parse, call and print. Imports that take seconds stand inside the commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lossmith import __version__
+from lossmith.errors import InputError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="lossmith")
+def cli() -> None:
+    """Train the metric you report."""
+
+
+def main() -> None:
+    """Run a command. Bad input is one line on standard error and exit code 2; an interrupt is 130."""
+    try:
+        cli.main(prog_name="lossmith", standalone_mode=False)
+    except (InputError, click.UsageError) as error:
+        text = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        print(f"lossmith: {' '.join(text.split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (click.Abort, KeyboardInterrupt):
+        print("lossmith: stopped; finished rows are kept, and the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _split_names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(name for name in value.replace(",", " ").split() if name)
+
+
+@cli.command()
+@click.argument("data", default="breast-cancer")
+@click.option("--target", metavar="COLUMN", help="Column of the classes. Embedded sets, KEEL and most ARFF files know it.")
+@click.option("--metric", default="accuracy", show_default=True, help="accuracy, balanced-accuracy or f1-macro.")
+@click.option("--losses", metavar="A,B,…", callback=_split_names, help="Losses beside cross-entropy.  [default: all]")
+@click.option("--model", default="linear", show_default=True, help="linear, or mlp: one hidden layer of 64.")
+@click.option("--folds", type=int, default=5, show_default=True, help="Folds of the stratified cross-validation.")
+@click.option("--repeats", type=int, default=1, show_default=True, help="How often the rows are shuffled and split anew.")
+@click.option("--trials", type=int, default=4, show_default=True, help="Settings tried for each loss and fold; 1: defaults.")
+@click.option("--epochs", type=int, default=40, show_default=True, help="Passes over the training rows.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Fixes every random choice.")
+@click.option("--out", metavar="DIR", help="Folder for rows and report.  [default: lossmith-DATA]")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of a table.")
+def compare(
+    data: str, target: str | None, out: str | None, as_json: bool, losses: tuple[str, ...] | None, **options: Any
+) -> None:
+    """Compare losses on DATA: does another one beat cross-entropy in the metric you report?
+
+    DATA is an embedded set (breast-cancer, wine, iris, digits) or a file: .csv, .tsv, .parquet, .arff or KEEL's .dat.
+    Columns may be numbers, text, categories or dates, with missing values. Finished rows are kept in DIR/rows.jsonl: an
+    interrupted comparison goes on where it was when the same command is given again.
+    """
+    from lossmith import data as tables
+    from lossmith.compare import report, statistics
+    from lossmith.compare.plan import Plan
+    from lossmith.compare.run import run
+    from lossmith.compare.store import open_store
+
+    if losses is not None:
+        options["losses"] = losses
+    plan = Plan(tables.load(data, target), **options)
+    folder = Path(out or f"lossmith-{plan.data.name}")
+    path = folder / "report.html"
+    command = shlex.join(["lossmith", *sys.argv[1:]])
+    with open_store(folder) as store:
+        with _progress(f"{plan.data.name}: {plan.metric}", len(list(plan.cells()))) as show:
+            rows = run(plan, store, show)
+        summaries = statistics.summarize(rows)
+        report.write(plan, rows, summaries, command, path)
+    if as_json:
+        print(json.dumps(report.as_json(plan, summaries, path), indent=2))
+        return
+    title = f"{plan.data.name}: {plan.metric} in %, {plan.folds} folds × {plan.repeats}, {plan.model} model"
+    _print_table(title, report.COLUMNS, [report.cells(s) for s in summaries])
+    print(report.headline(plan, summaries))
+    print(f"report: {path}")
+
+
+@cli.command()
+@click.option("--out", metavar="DIR", default="lossmith-toy", show_default=True, help="Folder for toy.png and toy.svg.")
+@click.option("--json", "as_json", is_flag=True, help="Print the optima as JSON instead of tables.")
+def toy(out: str, as_json: bool) -> None:
+    """Show on points on a line where each loss puts the threshold, with its scale fixed and free.
+
+    f(x) = k (x − b) decides by its sign. Three points can be separated, for 0 < b < 0.25; of the five points of the
+    second set at most four can be right. Takes about half a minute.
+    """
+    from lossmith.toy import figure, optima
+
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "toy.svg").touch()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write there ({error.strerror}); pass another folder with --out") from None
+    sets = (optima.THREE, optima.FIVE)
+    with _progress("toy", 2 * len(optima.LOSSES)) as show:
+        studies: dict[str, list[optima.Case]] = {points.name: [] for points in sets}
+        for points in sets:
+            for loss in optima.LOSSES:
+                studies[points.name].append(optima.study_one(loss, points))
+                show(sum(map(len, studies.values())))
+    three, five = studies.values()
+    critical = {case.loss: optima.critical_scale(case.loss, optima.THREE, edge=0.25) for case in three}
+    paths = figure.save(figure.figure(three, five), folder)
+    if as_json:
+        print(json.dumps(figure.as_json(studies, critical, paths), indent=2))
+        return
+    for points, cases in zip(sets, (three, five), strict=True):
+        signs = ", ".join(f"({x:g}, {'+' if label else '−'})" for x, label in zip(points.x, points.label, strict=True))
+        title = f"{points.name}: {signs}; best accuracy {optima.best_accuracy(points):.3f}".replace("(-", "(−")
+        rows = [figure.cells(case) for case in cases]
+        columns = figure.COLUMNS
+        if points is optima.THREE:
+            columns = (*columns, "right from k")
+            rows = [(*row, figure.number(critical[row[0]], digits=4)) for row in rows]
+        _print_table(title, columns, rows)
+    print("figure: " + ", ".join(map(str, paths)))
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error where that is a terminal; otherwise nothing."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    styles = {"better": "green", "worse": "red"}
+    for row in rows:
+        table.add_row(*row, style=next((styles[cell] for cell in row if cell in styles), None))
+    console = Console()
+    if not console.is_terminal:  # a pipe or a log has no width of its own
+        console.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.print(table)

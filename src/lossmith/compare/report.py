@@ -1,0 +1,116 @@
+"""What a comparison found, as cells of a table, as JSON and as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lossmith.compare import plots
+from lossmith.compare.candidates import BASELINE, CANDIDATES
+from lossmith.compare.plan import Plan
+from lossmith.compare.statistics import Summary
+from lossmith.compare.store import Row
+
+COLUMNS = ("loss", "mean ± sd", "differs by", "95 % interval", "", "train s (×)")
+
+
+def cells(summary: Summary) -> tuple[str, ...]:
+    """One row of the table: percentages, and differences in percentage points."""
+    spread = "" if math.isnan(summary.spread) else f" ± {100 * summary.spread:.2f}"
+    if summary.loss == BASELINE:
+        compared = ("", "baseline", "")
+    else:
+        interval = "" if summary.interval is None else " to ".join(_points(end) for end in summary.interval)
+        if summary.interval is not None and not any(summary.differences):
+            interval = "same scores"  # an interval of no width would claim too much
+        compared = (_points(summary.difference), interval, summary.verdict)
+    return (
+        summary.loss,
+        f"{100 * summary.mean:.2f}{spread}",
+        *compared,
+        f"{summary.seconds:.2f} ({summary.slowdown:.1f})",
+    )
+
+
+def _points(value: float) -> str:
+    text = f"{100 * value:+.2f}".replace("-", "−")
+    return "0.00" if text in ("+0.00", "−0.00") else text
+
+
+def headline(plan: Plan, summaries: Sequence[Summary]) -> str:
+    """The outcome in one sentence or two."""
+    by_verdict = {verdict: [s.loss for s in summaries if s.verdict == verdict] for verdict in ("better", "worse")}
+    parts = [
+        f"{_join(losses)} {'did' if len(losses) == 1 else 'each did'} {verdict} than {BASELINE}"
+        for verdict, losses in by_verdict.items()
+        if losses
+    ]
+    if len(summaries) == 1:
+        return f"Only {BASELINE} was run; name other losses to compare."
+    if summaries[1].interval is None:
+        return "A single split shows no spread: nothing can be said about the differences."
+    if not parts:
+        return f"No loss differs from {BASELINE} in {plan.metric} by more than the splits themselves do."
+    rest = len(summaries) - 1 - sum(map(len, by_verdict.values()))
+    tail = f"; for the other {rest} the interval includes zero" if rest else ""
+    return f"In {plan.metric}, {' and '.join(parts)}{tail}."
+
+
+def _join(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def as_json(plan: Plan, summaries: Sequence[Summary], report: Path) -> dict[str, Any]:
+    """The outcome for programs: fractions, not percentages; seconds."""
+    return {
+        "settings": plan.settings | {"repeats": plan.repeats, "rows": len(plan.data.target)},
+        "headline": headline(plan, summaries),
+        "losses": [
+            {
+                "loss": s.loss,
+                "mean": s.mean,
+                "sd": None if math.isnan(s.spread) else s.spread,
+                "difference": s.difference,
+                "interval": s.interval,
+                "verdict": s.verdict,
+                "train_seconds": s.seconds,
+                "slowdown": s.slowdown,
+                "diverged": s.diverged,
+                "scores": s.scores,
+            }
+            for s in summaries
+        ],
+        "report": str(report),
+    }
+
+
+def write(plan: Plan, rows: Sequence[Row], summaries: Sequence[Summary], command: str, path: Path) -> None:
+    """Write the page; an older one is replaced at once, never left half-written."""
+    environment = Environment(loader=PackageLoader("lossmith.compare", "."), autoescape=True, undefined=StrictUndefined)
+    counts = [int((plan.data.target == code).sum()) for code in range(len(plan.data.classes))]
+    page = environment.get_template("report.html").render(
+        plan=plan,
+        headline=headline(plan, summaries),
+        columns=COLUMNS,
+        table=[(cells(s), s.verdict, CANDIDATES[s.loss].summary) for s in summaries],
+        classes=list(zip(plan.data.classes, counts, strict=True)),
+        largest=max(counts) / sum(counts),
+        splits=plan.folds * plan.repeats,
+        diverged=[(s.loss, s.diverged) for s in summaries if s.diverged],
+        baseline=BASELINE,
+        differences=plots.data_uri(plots.differences(summaries, plan.metric)) if len(summaries) > 1 else None,
+        curves=plots.data_uri(plots.curves(rows, plan.metric)),
+        toy=plots.data_uri(plots.toy(plan.losses)),
+        command=command,
+        version=rows[0]["plan"]["version"],
+        machine=rows[0]["machine"],
+        first=min(row["finished"] for row in rows),
+        last=max(row["finished"] for row in rows),
+    )
+    draft = path.with_suffix(".tmp")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(path)
