@@ -1,7 +1,7 @@
 r"""The noise ε that perturbs the scores: s_j = z_j + scale · ε_j, with cdf F and density f.
 
 Each distribution is standard (location 0, unit scale parameter). The threshold engine asks it for log f and log F, both
-differentiable, and for the first two derivatives of log f, with which it finds where the integrand lives. Where a
+differentiable, and for the first two derivatives of both, with which it finds where the integrand lives. Where a
 formula without an integral exists, ``closed_form_log_probs`` gives it.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lossmith.errors import near
-from lossmith.special import SQRT_2, log_ndtr
+from lossmith.special import SQRT_2, inverse_mills, log_ndtr
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -49,6 +49,14 @@ class Noise(ABC):
     @abstractmethod
     def score_slope(self, x: Tensor) -> Tensor:
         """Second derivative of log f."""
+
+    @abstractmethod
+    def hazard(self, x: Tensor) -> Tensor:
+        """First derivative of log F, the reversed hazard rate f/F; 0 at +inf."""
+
+    @abstractmethod
+    def hazard_slope(self, x: Tensor) -> Tensor:
+        """Second derivative of log F; 0 at +inf."""
 
     def cdf(self, x: Tensor) -> Tensor:
         """Distribution function F(x), same shape and dtype as ``x``."""
@@ -93,6 +101,13 @@ class Normal(Noise):
     def score_slope(self, x: Tensor) -> Tensor:
         return -torch.ones_like(x)
 
+    def hazard(self, x: Tensor) -> Tensor:
+        return inverse_mills(x)
+
+    def hazard_slope(self, x: Tensor) -> Tensor:
+        hazard = inverse_mills(x)
+        return torch.where(hazard == 0, 0.0, -hazard * (x + hazard))
+
     def sample(self, shape: Sequence[int], like: Tensor) -> Tensor:
         return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
 
@@ -123,6 +138,12 @@ class Gumbel(Noise):
         return torch.expm1(-x)
 
     def score_slope(self, x: Tensor) -> Tensor:
+        return -torch.exp(-x)
+
+    def hazard(self, x: Tensor) -> Tensor:
+        return torch.exp(-x)
+
+    def hazard_slope(self, x: Tensor) -> Tensor:
         return -torch.exp(-x)
 
     def closed_form_log_probs(self, scores: Tensor) -> Tensor | None:

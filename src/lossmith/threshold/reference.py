@@ -62,7 +62,7 @@ def log_prob(scores: Tensor, target: Tensor, noise: Noise) -> Tensor:
     with torch.no_grad():
         first = _end(centred, _lowest_contender(centred, own), noise, rule.drop, side=-1)
         last = _end(centred, own, noise, rule.drop, side=1)
-    nodes, log_step = _grid(first, last, rule.nodes)
+        nodes, log_step = _grid(first, last, rule.nodes, like=scores)
     rivals = centred.scatter(-1, own, -math.inf)  # log F(∞) = 0 takes the target out of the product
 
     def integral(rivals: Tensor, nodes: Tensor) -> Tensor:
@@ -92,12 +92,13 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
     with torch.no_grad():
         top = centred.argmax(-1, keepdim=True)
         bottom = torch.where(present, centred, math.inf).argmin(-1, keepdim=True)
-        first, last = (_end(centred, bottom, noise, rule.drop, side=-1), _end(centred, top, noise, rule.drop, side=1))
+        first = _end(centred, bottom, noise, rule.drop, side=-1)
+        last = _end(centred, top, noise, rule.drop, side=1)
         top_width = last - _end(centred, top, noise, rule.drop, side=-1)
         bottom_width = _end(centred, bottom, noise, rule.drop, side=1) - first
         spread = (last - first) / torch.minimum(top_width, bottom_width)
         count = math.ceil(rule.nodes * spread.nan_to_num(nan=1.0).max().item()) if len(scores) else rule.nodes
-    nodes, log_step = _grid(first, last, count)
+        nodes, log_step = _grid(first, last, count, like=scores)
     finite = torch.where(present, centred, 0.0)
 
     def integral(block: Tensor, nodes: Tensor) -> Tensor:
@@ -110,10 +111,10 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
     return torch.where(present, log_p, -math.inf)
 
 
-def _grid(first: Tensor, last: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Equidistant nodes, (rows, count), and the logarithm of their distance, (rows, 1)."""
+def _grid(first: Tensor, last: Tensor, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Equidistant nodes, (rows, count), and the logarithm of their distance, (rows, 1), in the dtype of ``like``."""
     fractions = torch.linspace(0, 1, count, dtype=first.dtype, device=first.device)
-    return first + (last - first) * fractions, ((last - first) / (count - 1)).log()
+    return (first + (last - first) * fractions).to(like), ((last - first) / (count - 1)).log().to(like)
 
 
 def _lowest_contender(centred: Tensor, own: Tensor) -> Tensor:
@@ -138,33 +139,37 @@ def _by_rows(integral: Callable[[Tensor, Tensor], Tensor], scores: Tensor, nodes
 
 
 def _end(scores: Tensor, index: Tensor, noise: Noise, drop: float, side: int) -> Tensor:
-    """The threshold left (side −1) or right (+1) of the mode of a class's integrand, ``drop`` nats or more below it."""
+    """The threshold left (side −1) or right (+1) of the mode of a class's integrand, ``drop`` nats or more below it.
+
+    In float64 whatever the scores are: far out the curvature is a small difference of large terms.
+    """
+    scores = scores.double()
     own = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, index, True)
 
     def log_integrand(u: Tensor) -> Tensor:
         x = u - scores
         return torch.where(own, noise.log_prob(x), noise.log_cdf(x)).sum(-1, keepdim=True)
 
-    def slopes(u: Tensor) -> tuple[Tensor, Tensor]:
+    def slope(u: Tensor) -> Tensor:
         x = u - scores
-        hazard = (noise.log_prob(x) - noise.log_cdf(x)).exp()  # f/F, the derivative of log F
-        score = noise.score(x)
-        curvature = torch.where(hazard == 0, 0.0, hazard * (score - hazard))
-        first = torch.where(own, score, torch.where(x.isposinf(), 0.0, hazard))
-        return first.sum(-1, keepdim=True), torch.where(own, noise.score_slope(x), curvature).sum(-1, keepdim=True)
+        return torch.where(own, noise.score(x), noise.hazard(x)).sum(-1, keepdim=True)
+
+    def curvature(u: Tensor) -> Tensor:
+        x = u - scores
+        return torch.where(own, noise.score_slope(x), noise.hazard_slope(x)).sum(-1, keepdim=True)
 
     # The slope is convex and decreasing, and positive where the density of the class itself peaks: from there Newton's
     # method climbs to the mode without passing it. Within half a nat of the top is near enough.
     u = scores.gather(-1, index) + noise.mode
     for _ in range(MAX_NEWTON_STEPS):
-        slope, curvature = slopes(u)
-        step = -slope / curvature
-        if not (slope * step > 1).any():
+        rise, bend = slope(u), curvature(u)
+        step = -rise / bend
+        if not (rise * step > 1).any():
             break
         u = u + step
     level = log_integrand(u) - drop
     # Go out until below the level, then come back: on a concave function Newton's method from outside stays outside.
-    width = (-2 * drop / curvature).sqrt()
+    width = (-2 * drop / bend).sqrt()
     for _ in range(MAX_DOUBLINGS):
         inside = log_integrand(u + side * width) > level
         if not inside.any():
@@ -172,6 +177,6 @@ def _end(scores: Tensor, index: Tensor, noise: Noise, drop: float, side: int) ->
         width = torch.where(inside, 2 * width, width)
     u = u + side * width
     for _ in range(3):
-        closer = u + (level - log_integrand(u)) / slopes(u)[0]
+        closer = u + (level - log_integrand(u)) / slope(u)
         u = torch.where(closer.isfinite(), closer, u)
     return u

@@ -1,0 +1,38 @@
+# Two commands: `make demo` shows the main job, `make test` checks everything. Both install what they need into .venv, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: demo test figures clean
+
+demo: $(VENV)/.compare
+	$(BIN)/lossmith compare breast-cancer --out out/demo
+
+test: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+figures: $(VENV)/.compare
+	$(BIN)/lossmith toy --out docs/figures
+
+clean:
+	rm -rf $(VENV) out build
+
+# Some systems ship Python without ensurepip: there the system's pip fills the environment.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || \
+	{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+
+$(VENV)/.compare: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing lossmith and what the main job needs into $(VENV)"
+	$(INSTALL) '.[compare]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.compare
+	@echo "installing what the tests need into $(VENV)"
+	$(INSTALL) '.[compare,test]'
+	touch $@
