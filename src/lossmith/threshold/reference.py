@@ -67,7 +67,7 @@ def log_prob(scores: Tensor, target: Tensor, noise: Noise) -> Tensor:
 
     def integral(rivals: Tensor, nodes: Tensor) -> Tensor:
         log_cdf = noise.log_cdf(nodes.unsqueeze(-1) - rivals.unsqueeze(-2)).sum(-1)
-        return (noise.log_prob(nodes) + log_cdf).logsumexp(-1)
+        return _logsumexp(noise.log_prob(nodes) + log_cdf, dim=-1)
 
     log_p = _by_rows(integral, rivals, nodes) + log_step.squeeze(-1)
     return torch.where(impossible.squeeze(-1), -math.inf, log_p)
@@ -105,7 +105,7 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
         finite, present = block.unbind(-1)
         x = nodes.unsqueeze(-1) - finite.unsqueeze(-2)
         log_cdf = noise.log_cdf(x) * present.unsqueeze(-2)
-        return (log_cdf.sum(-1, keepdim=True) - log_cdf + noise.log_prob(x)).logsumexp(-2)
+        return _logsumexp(log_cdf.sum(-1, keepdim=True) - log_cdf + noise.log_prob(x), dim=-2)
 
     log_p = _by_rows(integral, torch.stack([finite, present.to(finite)], -1), nodes) + log_step
     return torch.where(present, log_p, -math.inf)
@@ -115,6 +115,12 @@ def _grid(first: Tensor, last: Tensor, count: int, like: Tensor) -> tuple[Tensor
     """Equidistant nodes, (rows, count), and the logarithm of their distance, (rows, 1), in the dtype of ``like``."""
     fractions = torch.linspace(0, 1, count, dtype=first.dtype, device=first.device)
     return (first + (last - first) * fractions).to(like), ((last - first) / (count - 1)).log().to(like)
+
+
+def _logsumexp(x: Tensor, dim: int) -> Tensor:
+    """As torch's, with weights that sum to 1 in backward: torch takes them from the rounded sum, which is off for |x| ≫ 1."""
+    peak = x.detach().amax(dim, keepdim=True).nan_to_num(neginf=0.0)
+    return (x - peak).logsumexp(dim) + peak.squeeze(dim)
 
 
 def _lowest_contender(centred: Tensor, own: Tensor) -> Tensor:
