@@ -19,11 +19,16 @@ from rich.table import Table
 from lossmith import __version__
 from lossmith.errors import InputError
 
+LOSSES = "hinge, sigmoid, beta-bernoulli, polynomial, polyloss, exact, probit, smooth-accuracy"
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lossmith")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Train the metric you report."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main() -> None:
@@ -43,11 +48,11 @@ def _split_names(_context: click.Context, _parameter: click.Parameter, value: st
     return None if value is None else tuple(name for name in value.replace(",", " ").split() if name)
 
 
-@cli.command()
+@cli.command(short_help="Does another loss beat cross-entropy on your data?")
 @click.argument("data", default="breast-cancer")
 @click.option("--target", metavar="COLUMN", help="Column of the classes. Embedded sets, KEEL and most ARFF files know it.")
 @click.option("--metric", default="accuracy", show_default=True, help="accuracy, balanced-accuracy or f1-macro.")
-@click.option("--losses", metavar="A,B,…", callback=_split_names, help="Losses beside cross-entropy.  [default: all]")
+@click.option("--losses", metavar="A,B,…", callback=_split_names, help=f"Any of {LOSSES}.  [default: all]")
 @click.option("--model", default="linear", show_default=True, help="linear, or mlp: one hidden layer of 64.")
 @click.option("--folds", type=int, default=5, show_default=True, help="Folds of the stratified cross-validation.")
 @click.option("--repeats", type=int, default=1, show_default=True, help="How often the rows are shuffled and split anew.")
@@ -91,7 +96,7 @@ def compare(
     print(f"report: {path}")
 
 
-@cli.command()
+@cli.command(short_help="Where each loss puts the threshold, on points on a line.")
 @click.option("--out", metavar="DIR", default="lossmith-toy", show_default=True, help="Folder for toy.png and toy.svg.")
 @click.option("--json", "as_json", is_flag=True, help="Print the optima as JSON instead of tables.")
 def toy(out: str, as_json: bool) -> None:

@@ -70,6 +70,9 @@ class Plan:
         rarest = int(counts.argmin())
         if counts[rarest] < self.folds:
             raise InputError(_rare(self.data, counts, rarest, self.folds))
+        most = int(counts.max())
+        if self.trials > 1 and most - -(-most // self.folds) < 2:  # a split might train on a single row of each class
+            raise InputError(f"{self.data.name}: too few rows of each class to tune on; pass --trials 1, or add rows")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -63,6 +63,8 @@ def run(plan: Plan, store: Store, after_row: Callable[[int], None] | None = None
     if after_row:
         after_row(len(rows))
     with _one_thread():
+        if len(rows) < len(cells):
+            _warm_up()
         for cell in cells:
             if cell in rows:
                 continue
@@ -85,7 +87,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _compute(plan: Plan, cell: Cell, whole: Part, inner: Part) -> Row:
+def _warm_up() -> None:
+    """A first training loads parts of torch for seconds; it must not be one whose time is reported."""
+    fit(nn.Linear(1, 2), nn.CrossEntropyLoss(), torch.zeros(2, 1), torch.tensor([0, 1]), Recipe(epochs=1), seed=0)
+
+
+def _compute(plan: Plan, cell: Cell, whole: Part, inner: Part | None) -> Row:
     started = time.perf_counter()
     settings, validation = _tune(plan, cell, inner)
     tuned = time.perf_counter()
@@ -105,10 +112,10 @@ def _compute(plan: Plan, cell: Cell, whole: Part, inner: Part) -> Row:
     }
 
 
-def _tune(plan: Plan, cell: Cell, inner: Part) -> tuple[Settings, float | None]:
+def _tune(plan: Plan, cell: Cell, inner: Part | None) -> tuple[Settings, float | None]:
     """The best of the drawn settings on the inner validation rows; of equals, the first."""
     drawn = plan.draw_settings(cell)
-    if len(drawn) == 1:
+    if inner is None:
         return drawn[0], None
     scores = [_train(plan, cell, settings, inner).score for settings in drawn]
     best = int(np.argmax(scores))
@@ -152,15 +159,19 @@ def _predict(model: nn.Module, x: Tensor) -> npt.NDArray[np.int64]:
     return model(x).argmax(-1).numpy()
 
 
-def _prepare(plan: Plan, repeat: int, fold: int) -> tuple[Part, Part]:
+def _prepare(plan: Plan, repeat: int, fold: int) -> tuple[Part, Part | None]:
     """The split itself, and inside its training rows the one to tune on; the encoder is fitted to each one's own rows."""
     train, test = plan.split(repeat, fold)
-    quarters = StratifiedKFold(4, shuffle=True, random_state=plan.derive("validation", repeat, fold))
+    whole = _encode(plan, train, test)
+    if plan.trials == 1:
+        return whole, None
+    parts = min(4, int(np.bincount(plan.data.target[train]).max()))
+    quarters = StratifiedKFold(parts, shuffle=True, random_state=plan.derive("validation", repeat, fold))
     with warnings.catch_warnings():
         # A class of fewer than four rows stays as even as it can.
         warnings.filterwarnings("ignore", message="The least populated class in y")
         fitted, held = next(quarters.split(train, plan.data.target[train]))
-    return _encode(plan, train, test), _encode(plan, train[fitted], train[held])
+    return whole, _encode(plan, train[fitted], train[held])
 
 
 def _encode(plan: Plan, fit_rows: Indices, score_rows: Indices) -> Part:
