@@ -42,12 +42,8 @@ class Part(NamedTuple):
     score_y: npt.NDArray[np.int64]
 
 
-class Trained(NamedTuple):
-    """The outcome of one training."""
-
-    score: float
-    seconds: float  # without the scoring after each epoch
-    curve: list[tuple[float | None, float, float]]  # an epoch: mean loss (None: not finite), metric on fit and score rows
+# One epoch: mean loss (None where it is not finite), metric on the rows to fit on and on those to score on.
+Curve = list[tuple["float | None", float, float]]
 
 
 def run(plan: Plan, store: Store, after_row: Callable[[int], None] | None = None) -> list[Row]:
@@ -96,17 +92,18 @@ def _compute(plan: Plan, cell: Cell, whole: Part, inner: Part | None) -> Row:
     started = time.perf_counter()
     settings, validation = _tune(plan, cell, inner)
     tuned = time.perf_counter()
-    trained = _train(plan, cell, settings, whole)
+    curve: Curve = []
+    score, seconds = _train(plan, cell, settings, whole, curve)
     return {
         **cell._asdict(),
-        "score": trained.score,
+        "score": score,
         "settings": settings,
         "validation": validation,
-        "train_seconds": round(trained.seconds, 4),
+        "train_seconds": round(seconds, 4),
         "tune_seconds": round(tuned - started, 4),
         "train_rows": len(whole.fit_y),
         "test_rows": len(whole.score_y),
-        "curve": trained.curve,
+        "curve": curve,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": _machine(),
     }
@@ -117,23 +114,25 @@ def _tune(plan: Plan, cell: Cell, inner: Part | None) -> tuple[Settings, float |
     drawn = plan.draw_settings(cell)
     if inner is None:
         return drawn[0], None
-    scores = [_train(plan, cell, settings, inner).score for settings in drawn]
+    scores = [_train(plan, cell, settings, inner)[0] for settings in drawn]
     best = int(np.argmax(scores))
     return drawn[best], scores[best]
 
 
-def _train(plan: Plan, cell: Cell, settings: Settings, part: Part) -> Trained:
+def _train(plan: Plan, cell: Cell, settings: Settings, part: Part, curve: Curve | None = None) -> tuple[float, float]:
+    """Train one model; its score and the seconds it took, without those for filling ``curve``."""
     candidate = CANDIDATES[cell.loss]
     classes = len(plan.data.classes)
     # The same initial weights and row order for every loss and every trial of a split.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.derive("weights", cell.repeat, cell.fold))
         model = _model(plan.model, part.fit_x.shape[1], classes)
-    curve: list[tuple[float | None, float, float]] = []
     scoring = 0.0
 
     def after_epoch(loss: float) -> None:
         nonlocal scoring
+        if curve is None:
+            return
         begun = time.perf_counter()
         fitted = evaluate(plan.metric, part.fit_y.numpy(), _predict(model, part.fit_x))
         held_out = evaluate(plan.metric, part.score_y, _predict(model, part.score_x))
@@ -145,7 +144,7 @@ def _train(plan: Plan, cell: Cell, settings: Settings, part: Part) -> Trained:
     order = plan.derive("order", cell.repeat, cell.fold)
     fit(model, candidate.build(classes, settings), part.fit_x, part.fit_y, recipe, seed=order, after_epoch=after_epoch)
     seconds = time.perf_counter() - begun - scoring
-    return Trained(evaluate(plan.metric, part.score_y, _predict(model, part.score_x)), seconds, curve)
+    return evaluate(plan.metric, part.score_y, _predict(model, part.score_x)), seconds
 
 
 def _model(name: str, features: int, classes: int) -> nn.Module:
