@@ -5,11 +5,11 @@ import torch
 from lossmith import AccuracyLoss
 from lossmith.training import GradientNormalizer, ScaleSchedule
 
-STEPS = 300
+STEPS = 120
 generator = torch.Generator().manual_seed(0)
-features = torch.randn(600, 8, generator=generator)
+features = torch.randn(300, 8, generator=generator)
 target = (features @ torch.randn(8, 4, generator=generator)).argmax(-1)
-noisy = torch.rand(600, generator=generator) < 0.2
+noisy = torch.rand(300, generator=generator) < 0.2
 target[noisy] = torch.randint(4, (int(noisy.sum()),), generator=generator)
 
 torch.manual_seed(0)
@@ -25,7 +25,7 @@ for step in range(STEPS):
     loss.backward()
     normalizer.step()
     optimizer.step()
-    if step % 50 == 0 or step == STEPS - 1:
+    if step % 20 == 0 or step == STEPS - 1:
         accuracy = (model(features).argmax(-1) == target).double().mean()
         print(f"step {step:3d}  scale {loss_fn.scale:7.3f}  1 - loss {1 - loss.item():.3f}  accuracy {accuracy:.3f}")
     schedule.step()

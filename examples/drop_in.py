@@ -5,7 +5,7 @@ import torch
 from lossmith import AccuracyLoss
 
 generator = torch.Generator().manual_seed(0)
-features = torch.randn(600, 8, generator=generator)
+features = torch.randn(300, 8, generator=generator)
 target = (features @ torch.randn(8, 4, generator=generator)).argmax(-1)
 
 for loss_fn in (torch.nn.CrossEntropyLoss(), AccuracyLoss()):

@@ -10,6 +10,7 @@ from torch.distributions import Distribution, constraints
 
 from lossmith import functional
 from lossmith import noise as noises
+from lossmith.checks import check_scores, checked_scale
 from lossmith.noise import Noise
 
 
@@ -46,8 +47,8 @@ class PerturbedArgmax(Distribution):
         validate_args: bool | None = None,
     ) -> None:
         self.noise = noises.get(noise)
-        functional._check_scores(scores)
-        self.scale = functional._checked_scale(scale, scores)
+        check_scores(scores)
+        self.scale = checked_scale(scale, scores)
         self.scores = scores
         super().__init__(scores.shape[:-1], validate_args=validate_args)
 
@@ -88,7 +89,8 @@ class PerturbedArgmax(Distribution):
     def entropy(self) -> Tensor:
         """−Σ_k p_k log p_k in nats, (…)."""
         log_p = self.log_probs
-        return torch.special.entr(log_p.exp()).sum(-1)
+        bounded = log_p.clamp_min(torch.finfo(log_p.dtype).min)  # 0 · log 0 is 0, with a finite gradient
+        return -(log_p.exp() * bounded).sum(-1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Class indices of shape ``sample_shape + (…)``: the argmax of freshly perturbed scores."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lossmith import noise as noises
+from lossmith.checks import check_scores, check_target, checked_scale
 from lossmith.noise import Noise
 from lossmith.qlog import neg_log_q
 from lossmith.threshold import reference
@@ -60,15 +61,15 @@ def argmax_log_prob(
     tensor([0.6285], dtype=torch.float64)
     """
     distribution = noises.get(noise)
-    _check_scores(scores)
-    _check_target(target, scores)
+    check_scores(scores)
+    check_target(target, scores)
     z = _compute_type(scores)
     index = target.long().unsqueeze(-1)
     if margin is not None:
         if not margin >= 0:
             raise ValueError(f"margin: expected a number ≥ 0 in units of the scores, got {margin}")
         z = torch.maximum(z, z.gather(-1, index) - margin)
-    z = z / _checked_scale(scale, z)
+    z = z / checked_scale(scale, z)
     log_p = distribution.closed_form_log_probs(z)
     if log_p is None:
         log_p = reference.log_prob(z.reshape(-1, z.shape[-1]), index.reshape(-1), distribution).reshape(target.shape)
@@ -98,9 +99,9 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     distribution = noises.get(noise)
-    _check_scores(scores)
+    check_scores(scores)
     z = _compute_type(scores)
-    z = z / _checked_scale(scale, z)
+    z = z / checked_scale(scale, z)
     log_p = distribution.closed_form_log_probs(z)
     if log_p is None:
         log_p = reference.log_probs(z.reshape(-1, z.shape[-1]), distribution).reshape(z.shape)
@@ -108,10 +109,10 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
 
 
 def standardize_scores(scores: Tensor, keep: Tensor | None = None) -> Tensor:
-    r"""Scores with mean 0 and variance 1 over the whole batch: (z − mean z) / √(var z + 1e-12), one mean and one variance.
+    r"""Scores with mean 0 and variance 1 over the whole batch: (z − mean z) / √max(var z, 1e-12), one mean and one variance.
 
-    It makes the size of the last layer irrelevant to a loss of fixed scale. The small constant keeps a batch of equal
-    scores finite. Source: the logit normalisation of EXACT's code, which has no such constant.
+    It makes the size of the last layer irrelevant to a loss of fixed scale. The lower bound keeps a batch of equal
+    scores finite. Source: the logit normalisation of EXACT's code, which has no such bound.
 
     Args:
         scores: (…, C) finite scores, any floating type.
@@ -127,42 +128,11 @@ def standardize_scores(scores: Tensor, keep: Tensor | None = None) -> Tensor:
     if keep is None:
         mean, variance = z.mean(), z.var(correction=0)
     else:
-        share = (keep / (keep.sum() * z.shape[-1]).clamp_min(1)).unsqueeze(-1)
+        share = (keep.to(z) / (keep.sum() * z.shape[-1]).clamp_min(1)).unsqueeze(-1)
         mean = (z * share).sum()
         variance = ((z - mean).square() * share).sum()
-    return ((z - mean) / (variance + 1e-12).sqrt()).to(scores.dtype)
+    return ((z - mean) / variance.clamp_min(1e-12).sqrt()).to(scores.dtype)
 
 
 def _compute_type(scores: Tensor) -> Tensor:
     return scores if scores.dtype == torch.float64 else scores.float()
-
-
-def _check_scores(scores: Tensor) -> None:
-    if not scores.is_floating_point():
-        raise TypeError(f"scores: expected a floating-point tensor, got {scores.dtype}; pass raw model outputs")
-    if scores.dim() == 0 or scores.shape[-1] < 2:
-        raise ValueError(f"scores: expected shape (…, C) with C ≥ 2 classes, got {tuple(scores.shape)}")
-
-
-def _check_target(target: Tensor, scores: Tensor) -> None:
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(f"target: expected integer class indices, got {target.dtype}")
-    if target.shape != scores.shape[:-1]:
-        expected = tuple(scores.shape[:-1])
-        raise ValueError(f"target: expected shape {expected} for scores {tuple(scores.shape)}, got {tuple(target.shape)}")
-    # On other devices the look would wait for the queue; there the gather itself refuses.
-    if target.device.type == "cpu" and target.numel() and not 0 <= target.min() <= target.max() < scores.shape[-1]:
-        low, high = int(target.min()), int(target.max())
-        raise ValueError(f"target: expected class indices from 0 to {scores.shape[-1] - 1}, got {low} to {high}")
-
-
-def _checked_scale(scale: float | Tensor, scores: Tensor) -> float | Tensor:
-    if isinstance(scale, Tensor):
-        shape = (*scores.shape[:-1], 1)
-        try:
-            scale = scale.to(scores).expand(shape)
-        except RuntimeError:
-            raise ValueError(f"scale: expected a shape that broadcasts to {shape}, got {tuple(scale.shape)}") from None
-    if not (scale > 0 if isinstance(scale, (int, float)) else bool((scale > 0).all())):
-        raise ValueError(f"scale: expected positive numbers, got {scale}")
-    return scale

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lossmith.checks import check_scores, check_target
+
 Reduction = Literal["mean", "sum", "none"]
 
 
@@ -14,11 +16,13 @@ def classes_last(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Scores (C,), (N, C) or (N, C, d1, …) with the classes moved to the end, and the target likewise if it has classes.
 
     Raises:
-        ValueError: the shapes fit neither class indices nor class probabilities.
+        TypeError: scores are not floating point.
+        ValueError: fewer than two classes, or shapes that fit neither class indices nor class probabilities.
     """
+    class_dim = 1 if scores.dim() > 1 else 0
     if scores.dim() == 0:
         raise ValueError("scores: expected shape (C,), (N, C) or (N, C, d1, …), got a single number")
-    class_dim = 0 if scores.dim() == 1 else 1
+    check_scores(scores.movedim(class_dim, -1))
     index_shape = scores.shape[:class_dim] + scores.shape[class_dim + 1 :]
     if target.is_floating_point() and target.shape == scores.shape:
         target = target.movedim(class_dim, -1)
@@ -52,10 +56,12 @@ class ClassificationLoss(nn.Module):
         self.ignore_index = ignore_index
         self.reduction = reduction
 
-    def split_ignored(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Class indices with the ignored ones replaced by 0, and the mask of those that count."""
+    def split_ignored(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Class indices, checked, with the ignored ones replaced by 0, and the mask of those that count."""
         keep = target != self.ignore_index
-        return torch.where(keep, target, 0), keep
+        index = torch.where(keep, target, 0)
+        check_target(index, scores)
+        return index, keep
 
     def sample_weight(self, index: Tensor, keep: Tensor, like: Tensor) -> Tensor:
         """Weight of each sample: its class's, and 0 where it is ignored."""

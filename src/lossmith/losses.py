@@ -103,7 +103,7 @@ class AccuracyLoss(ClassificationLoss):
             index, keep = None, torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
             total = keep.sum()
         else:
-            index, keep = self.split_ignored(target)
+            index, keep = self.split_ignored(scores, target)
             total = self.sample_weight(index, keep, scores).sum()
         if self.standardize:
             scores = functional.standardize_scores(scores, keep)
@@ -116,7 +116,9 @@ class AccuracyLoss(ClassificationLoss):
         if self.over == "batch":
             log_mean = torch.where(mass > 0, log_p + mass.log(), -torch.inf).flatten().logsumexp(0) - mass.sum().log()
             return functional.neg_log_q(log_mean, self.q)
-        losses = torch.where(mass == 0, 0.0, mass * functional.neg_log_q(log_p, self.q)).sum(-1)
+        # What weighs nothing must not reach the loss: where that is infinite, 0 times its gradient is nan.
+        log_p = torch.where(mass == 0, 0.0, log_p)
+        losses = (mass * functional.neg_log_q(log_p, self.q)).sum(-1)
         return self.reduce(losses, total)
 
     def _class_mass(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:

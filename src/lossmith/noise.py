@@ -112,7 +112,10 @@ class Normal(Noise):
         return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
 
     def closed_form_log_probs(self, scores: Tensor) -> Tensor | None:
-        return log_ndtr((scores - scores.flip(-1)) / SQRT_2) if scores.shape[-1] == 2 else None
+        if scores.shape[-1] != 2:
+            return None
+        lead = (scores - scores.flip(-1)) / SQRT_2
+        return log_ndtr(torch.where(lead.isinf(), lead.detach(), lead))  # a removed class has no gradient
 
 
 class Gumbel(Noise):

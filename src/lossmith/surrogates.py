@@ -33,7 +33,7 @@ class _IndexLoss(ClassificationLoss):
         scores, target = classes_last(scores, target)
         if target.is_floating_point():
             raise ValueError(f"target: {type(self).__name__} takes class indices, not probabilities; got {target.dtype}")
-        index, keep = self.split_ignored(target)
+        index, keep = self.split_ignored(scores, target)
         if self.standardize:
             scores = standardize_scores(scores, keep)
         weight = self.sample_weight(index, keep, scores)

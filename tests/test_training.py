@@ -1,0 +1,221 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lossmith import AccuracyLoss
+from lossmith.surrogates import BetaBernoulliLoss, HingeLoss, SigmoidLoss
+from lossmith.training import GradientNormalizer, Recipe, ScaleSchedule, fit
+
+ROUNDING = 1e-12
+
+
+@pytest.mark.parametrize(("start", "end", "steps"), [(10.0, 0.01, 16), (0.1, 3.0, 7), (5.0, 0.5, 2), (2.0, 2.0, 4)])
+def test_schedule_is_geometric_and_reaches_its_end(start: float, end: float, steps: int) -> None:
+    loss = AccuracyLoss()
+    schedule = ScaleSchedule(loss, start, end, steps)
+    scales = [loss.scale]
+    for _ in range(steps - 1):
+        schedule.step()
+        scales.append(loss.scale)
+    np.testing.assert_allclose(scales, np.geomspace(start, end, steps), rtol=ROUNDING)
+    assert scales[0] == start
+    for _ in range(3):
+        schedule.step()
+        assert loss.scale == pytest.approx(end, rel=ROUNDING)
+
+
+def test_one_step_starts_at_the_start() -> None:
+    loss = SigmoidLoss()
+    schedule = ScaleSchedule(loss, 4.0, 1.0, 1)
+    assert loss.scale == 4.0
+    schedule.step()
+    assert loss.scale == 1.0
+
+
+def test_schedule_resumes_where_it_was() -> None:
+    loss, resumed = AccuracyLoss(), AccuracyLoss()
+    schedule = ScaleSchedule(loss, 10.0, 0.1, 9)
+    for _ in range(4):
+        schedule.step()
+    other = ScaleSchedule(resumed, 1.0, 1.0, 2)
+    other.load_state_dict(schedule.state_dict())
+    assert resumed.scale == loss.scale
+    for _ in range(6):
+        schedule.step()
+        other.step()
+        assert resumed.scale == loss.scale
+    assert other.state_dict() == schedule.state_dict()
+
+
+@pytest.mark.parametrize("numbers", [(0.0, 1.0, 3), (1.0, 0.0, 3), (1.0, -1.0, 3), (1.0, 1.0, 0), (math.nan, 1.0, 3)])
+def test_schedule_refuses_in_one_line(numbers: Any) -> None:
+    with pytest.raises(ValueError, match=r"^expected start > 0, end > 0 and steps ≥ 1, got start=[^\n]+$"):
+        ScaleSchedule(AccuracyLoss(), *numbers)
+
+
+def parameters_with(*gradients: list[float] | None) -> list[nn.Parameter]:
+    parameters = [nn.Parameter(torch.zeros(1 if g is None else len(g))) for g in gradients]
+    for p, g in zip(parameters, gradients, strict=True):
+        p.grad = None if g is None else torch.tensor(g)
+    return parameters
+
+
+def set_gradients(parameters: list[nn.Parameter], scale: float) -> np.ndarray[Any, Any]:
+    base = [np.array([3.0, 0.5]) * scale, np.array([0.25, -4.0, 1.0]) * scale]
+    for p, g in zip(parameters, base, strict=True):
+        p.grad = torch.tensor(g, dtype=torch.float32)
+    return np.concatenate(base)
+
+
+def read(parameters: list[nn.Parameter]) -> np.ndarray[Any, Any]:
+    return np.concatenate([p.grad.numpy() for p in parameters if p.grad is not None])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_normalizer_divides_by_the_moving_average_of_the_norm(momentum: float) -> None:
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))]
+    normalizer = GradientNormalizer(parameters, momentum=momentum, min_norm=0.01)
+    average = None
+    for scale in (1.0, 10.0, 0.5, 1e-6, 1e-6):
+        g = set_gradients(parameters, scale)
+        norm = float(np.linalg.norm(g))
+        average = norm if average is None else momentum * average + (1 - momentum) * norm
+        normalizer.step()
+        np.testing.assert_allclose(read(parameters), g / max(average, 0.01), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("first", [True, False])
+def test_one_bad_gradient_does_not_spoil_the_rest(bad: float, first: bool) -> None:
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))]
+    normalizer, clean = GradientNormalizer(parameters), GradientNormalizer(parameters)
+    for step, scale in enumerate((1.0, 2.0, 3.0)):
+        if step == (0 if first else 1):
+            set_gradients(parameters, bad)
+            normalizer.step()
+        set_gradients(parameters, scale)
+        normalizer.step()
+        got = read(parameters)
+        set_gradients(parameters, scale)
+        clean.step()
+        np.testing.assert_allclose(got, read(parameters), rtol=1e-6)
+        assert np.isfinite(got).all()
+
+
+def test_parameters_without_a_gradient_are_passed_over() -> None:
+    some = parameters_with([3.0, 4.0], None)
+    GradientNormalizer(some).step()
+    assert some[0].grad is not None
+    torch.testing.assert_close(some[0].grad, torch.tensor([0.6, 0.8]))
+    assert some[1].grad is None
+    none = GradientNormalizer(parameters_with(None, None))
+    none.step()
+    assert none.state_dict() == {"average": None}
+    GradientNormalizer([]).step()
+
+
+def test_zero_gradients_stay_zero() -> None:
+    parameters = parameters_with([0.0, 0.0])
+    GradientNormalizer(parameters).step()
+    assert parameters[0].grad is not None
+    assert parameters[0].grad.tolist() == [0.0, 0.0]
+
+
+def test_normalizer_resumes_where_it_was() -> None:
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))]
+    normalizer, resumed = GradientNormalizer(parameters), GradientNormalizer(parameters)
+    set_gradients(parameters, 7.0)
+    normalizer.step()
+    resumed.load_state_dict(normalizer.state_dict())
+    results = []
+    for one in (normalizer, resumed):
+        set_gradients(parameters, 2.0)
+        one.step()
+        results.append(read(parameters))
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("options", [{"momentum": 1.0}, {"momentum": -0.1}, {"min_norm": 0.0}])
+def test_normalizer_refuses_in_one_line(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"^expected 0 ≤ momentum < 1 and min_norm > 0, got [^\n]+$"):
+        GradientNormalizer([], **options)
+
+
+def separable() -> tuple[Tensor, Tensor]:
+    """Three clusters in the plane, as wide as a sixth of their distance."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.0, 3.0], [3.0, -2.0], [-3.0, -2.0]])
+    target = torch.arange(90) % 3
+    return centres[target] + 0.5 * torch.randn(90, 2, generator=generator), target
+
+
+def model() -> nn.Linear:
+    torch.manual_seed(1)
+    return nn.Linear(2, 3)
+
+
+RECIPE = Recipe(epochs=15, batch_size=16)
+
+
+@pytest.mark.parametrize(
+    ("loss", "recipe"),
+    [
+        (AccuracyLoss(), RECIPE),
+        (AccuracyLoss("gumbel"), RECIPE),
+        (AccuracyLoss(q=0.0, standardize=True), Recipe(15, 16, scale=(10.0, 0.1), normalize_gradients=True)),
+        (AccuracyLoss(over="batch"), Recipe(15, 16, weight_decay=1e-3)),
+        (HingeLoss(), RECIPE),
+    ],
+)
+def test_fit_learns_what_can_be_separated(loss: nn.Module, recipe: Recipe) -> None:
+    features, target = separable()
+    net, history = model(), []
+    fit(net, loss, features, target, recipe, seed=0, after_epoch=history.append)
+    assert (net(features).argmax(-1) == target).all()
+    assert len(history) == recipe.epochs
+    assert not net.training
+    if recipe.scale is None:
+        assert history[-1] < history[0]
+    else:
+        assert loss.scale == pytest.approx(recipe.scale[1], rel=ROUNDING)  # type: ignore[arg-type]
+
+
+def test_same_seed_same_weights_bit_for_bit() -> None:
+    features, target = separable()
+    weights = []
+    for seed in (3, 3, 4):
+        net = model()
+        fit(net, AccuracyLoss(), features, target, Recipe(epochs=3, batch_size=16), seed=seed)
+        weights.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_fit_leaves_the_global_generator_alone() -> None:
+    features, target = separable()
+    net = model()
+    before = torch.get_rng_state()
+    fit(net, AccuracyLoss(), features, target, Recipe(epochs=1), seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_first_step_is_sgd_with_the_stated_rate_and_decay() -> None:
+    features, target = separable()
+    net, twin, loss = model(), model(), HingeLoss()
+    fit(net, loss, features, target, Recipe(epochs=1, batch_size=90, learning_rate=0.2, weight_decay=0.5), seed=0)
+    slopes = torch.autograd.grad(loss(twin(features), target), [twin.weight, twin.bias])
+    torch.testing.assert_close(net.weight, twin.weight - 0.2 * (slopes[0] + 0.5 * twin.weight), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(net.bias, twin.bias - 0.2 * slopes[1], rtol=1e-5, atol=1e-6)  # no decay
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_fit_trains_the_losss_own_parameters(normalize: bool) -> None:
+    features, target = separable()
+    often = (target != 2) | (torch.arange(90) < 15)  # an even prior would have nothing to learn
+    loss = BetaBernoulliLoss(3)
+    fit(model(), loss, features[often], target[often], Recipe(epochs=5, batch_size=16, normalize_gradients=normalize), seed=0)
+    assert all(p.detach().abs().max() > 1e-3 for p in loss.parameters())
