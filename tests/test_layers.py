@@ -19,7 +19,6 @@ ROOT = Path(lossmith.__file__).parent
 ORDER = [
     "errors",
     "checks",
-    "checks",
     "special",
     "noise",
     "qlog",

@@ -42,7 +42,7 @@ def argmax_log_prob(
         margin: caps the lead z_y − z_j that still earns credit, ≥ 0, in units of the scores; no gradient flows beyond it.
 
     Returns:
-        (…) log-probabilities ≤ 0, dtype and device of ``scores``; differentiable twice.
+        (…) log-probabilities, ≤ 0 but for rounding; dtype and device of ``scores``; differentiable twice.
 
     Raises:
         TypeError: scores are not floating point, or targets not integer.

@@ -87,7 +87,8 @@ class AccuracyLoss(ClassificationLoss):
             raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing}")
         # Each function below checks its own argument; asking now puts the error at the constructor.
         functional.neg_log_q(torch.zeros(()), q)
-        functional.argmax_log_prob(torch.zeros(2), torch.tensor(0), noise="gumbel", margin=margin)
+        number = 1.0 if isinstance(scale, Tensor) else scale  # a tensor is checked against the scores it comes with
+        functional.argmax_log_prob(torch.zeros(2), torch.tensor(0), noise="gumbel", scale=number, margin=margin)
         self.noise = noises.get(noise)
         self.scale = scale
         self.q = q

@@ -17,6 +17,7 @@ from lossmith.data import Dataset
 from lossmith.errors import InputError, near
 
 MODELS = ("linear", "mlp")
+LARGEST = 1e18
 Indices = npt.NDArray[np.int64]
 
 
@@ -66,6 +67,7 @@ class Plan:
             if getattr(self, option) < least:
                 raise InputError(f"--{option}: expected {least} or more, got {getattr(self, option)}")
         object.__setattr__(self, "losses", tuple(dict.fromkeys((BASELINE, *self.losses))))
+        _check_features(self.data)
         counts = np.bincount(self.data.target, minlength=len(self.data.classes))
         rarest = int(counts.argmin())
         if counts[rarest] < self.folds:
@@ -113,6 +115,17 @@ class Plan:
 def _known(option: str, name: str, choices: Any) -> None:
     if name not in choices:
         raise InputError(f"{option}: there is no {name!r}; {near(name, choices)}")
+
+
+def _check_features(data: Dataset) -> None:
+    """Models compute in float32, and so does the encoder; its squares must not overflow."""
+    if not data.features.notna().to_numpy().any():
+        raise InputError(f"{data.name}: every feature column is empty; add features, or check the separator")
+    numbers = data.features.select_dtypes("number").abs().max()
+    for column in numbers.index[numbers > LARGEST]:
+        raise InputError(
+            f"{data.name}: the column {column!r} holds numbers up to {numbers[column]:.3g}, beyond {LARGEST:.0e}; rescale it"
+        )
 
 
 def _rare(data: Dataset, counts: Indices, rarest: int, folds: int) -> str:

@@ -20,7 +20,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from skrub import TableVectorizer
+from skrub import StringEncoder, TableVectorizer
 from torch import Tensor, nn
 
 from lossmith import __version__
@@ -52,7 +52,7 @@ def run(plan: Plan, store: Store, after_row: Callable[[int], None] | None = None
     ``after_row`` is called with the number of rows that are there: once at the start, then after each.
     """
     identity = plan.settings | {"version": __version__}
-    found = {Cell(row["loss"], row["repeat"], row["fold"]): row for row in store.rows() if row["plan"] == identity}
+    found = {Cell(row["loss"], row["repeat"], row["fold"]): row for row in store.rows() if row.get("plan") == identity}
     cells = list(plan.cells())
     rows = {cell: found[cell] for cell in cells if cell in found}
     prepare = lru_cache(maxsize=1)(lambda repeat, fold: _prepare(plan, repeat, fold))
@@ -174,7 +174,12 @@ def _prepare(plan: Plan, repeat: int, fold: int) -> tuple[Part, Part | None]:
 
 
 def _encode(plan: Plan, fit_rows: Indices, score_rows: Indices) -> Part:
-    encoder = make_pipeline(TableVectorizer(), SimpleImputer(add_indicator=True), StandardScaler())
+    encoder = make_pipeline(
+        # A column that is empty in one part only stays, as zeros.
+        TableVectorizer(high_cardinality=StringEncoder(random_state=plan.derive("text")), drop_null_fraction=None),
+        SimpleImputer(add_indicator=True, keep_empty_features=True),
+        StandardScaler(),
+    )
     features, target = plan.data.features, plan.data.target
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about columns that are empty or constant in one part of a small table

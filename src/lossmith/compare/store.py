@@ -27,10 +27,17 @@ class Store:
         if not self.path.exists():
             return []
         *lines, _ = self.path.read_bytes().split(b"\n")
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise InputError(f"{self.path}: expected one JSON object a line ({error}); move the file away") from None
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                text = f"expected one JSON object a line, but line {number} is none; correct it, or move the file away"
+                raise InputError(f"{self.path}: {text}")
+            rows.append(row)
+        return rows
 
     def append(self, row: Row) -> None:
         """Add one finished row; on return it is on disk."""
@@ -51,14 +58,15 @@ def open_store(folder: Path) -> Iterator[Store]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        store = Store(folder)
+        _drop_unfinished_line(store.path)
     except Timeout:
         raise InputError(f"{folder}: another comparison is writing there; wait for it, or pass another --out") from None
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"{folder}: cannot write there ({reason}); pass another folder with --out") from None
+        lock.release()
+        raise InputError(f"{error.filename or folder}: cannot write there ({reason}); pass another folder with --out") from None
     try:
-        store = Store(folder)
-        _drop_unfinished_line(store.path)
         yield store
     finally:
         lock.release()
