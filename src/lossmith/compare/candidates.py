@@ -50,7 +50,7 @@ class Candidate:
 
 
 CANDIDATES: dict[str, Candidate] = {
-    BASELINE: Candidate("cross-entropy", lambda classes, s: nn.CrossEntropyLoss()),
+    BASELINE: Candidate("softmax cross-entropy, the baseline", lambda classes, s: nn.CrossEntropyLoss()),
     "hinge": Candidate(
         "hinge over the strongest rival",
         lambda classes, s: HingeLoss(s["margin"]),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lossmith.compare.candidates import BASELINE
 from lossmith.compare.statistics import Summary
@@ -36,7 +37,7 @@ def differences(summaries: Sequence[Summary], metric: str) -> Figure:
         points = 100 * np.array(summary.differences)
         # Splits that agree would hide each other: spread them evenly across the row.
         lanes = np.linspace(-0.22, 0.22, len(points)) if len(points) > 1 else np.zeros(1)
-        axes.plot(points, y + lanes, "o", color=colour, alpha=0.35, ms=4, mew=0)
+        axes.plot(points, y + lanes, "o", color=colour, alpha=0.5, ms=5, mew=0)
         if summary.interval is not None:
             axes.plot(100 * np.array(summary.interval), [y, y], color=colour, lw=2.2, solid_capstyle="butt")
         axes.plot(100 * summary.difference, y, "D", color=colour, ms=7, mec="white")
@@ -58,6 +59,7 @@ def curves(rows: Sequence[Row], metric: str) -> Figure:
             axes.plot(np.arange(1, len(values) + 1), values, color=COLOURS[loss], lw=1.5, label=loss)
     for axes, title in zip(panels, ("training rows", "held-out rows"), strict=True):
         axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(metric)
     handles, labels = panels[0].get_legend_handles_labels()
