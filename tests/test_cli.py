@@ -233,6 +233,7 @@ def test_parquet_with_types_of_its_own(lossmith_, tmp_path):
             "number": pd.array([1, None, 3] * 12, dtype="Int64"),
             "kind": pd.Categorical(["red", "blå", None] * 12),
             "when": pd.Timestamp("2020-01-31") + pd.to_timedelta(range(36), "D"),
+            "took": pd.to_timedelta(range(36), "min"),
             "flag": pd.array([True, False, None] * 12, dtype="boolean"),
             "nothing": np.full(36, np.nan),
             "class of it": ["yes", "no", "no"] * 11 + ["rare"] * 3,

@@ -53,21 +53,21 @@ def test_numbers_have_a_least_value(option, least):
 
 def test_class_rarer_than_the_folds():
     text = refusal(dataset(a=9, b=4), folds=5)
-    assert text == "t: class 'b' of 'y' has 4 rows, fewer than the 5 folds; pass --folds 4, or merge or drop the class"
+    assert text == "t: class 'b' of 'y' has 4 rows, fewer than the 5 folds; pass --folds 4, or merge or drop rare classes"
     assert Plan(dataset(a=9, b=4), folds=4).folds == 4
 
 
 def test_class_of_one_row_cannot_be_split_at_all():
     text = refusal(dataset(a=9, b=1), folds=2)
-    assert "class 'b' of 'y' has 1 row, fewer than the 2 folds; merge or drop" in text
+    assert "class 'b' of 'y' has 1 row, fewer than the 2 folds; merge or drop classes of one row" in text
     assert "--folds" not in text
 
 
 def test_several_rare_classes_are_counted_and_the_rarest_named():
-    assert "class 'b' of 'y' has 2 rows, fewer than the 5 folds; so have 2 other classes" in refusal(
+    assert "class 'b' of 'y' has 2 rows, fewer than the 5 folds, and 2 more classes have too few;" in refusal(
         dataset(a=9, b=2, c=3, d=4)
     )
-    assert "1 other class;" in refusal(dataset(a=9, b=3, c=2))
+    assert "and 1 more class has too few;" in refusal(dataset(a=9, b=3, c=2))
     assert "pass --folds 2" in refusal(dataset(a=9, b=3, c=2))
 
 

@@ -106,7 +106,7 @@ def test_headlines():
     assert report.headline(plan, [BASE, BETTER]) == "In accuracy, exact did better than cross-entropy."
     assert report.headline(plan, [BASE, BETTER, OPEN, WORSE]) == (
         "In accuracy, exact did better than cross-entropy and hinge did worse than cross-entropy; "
-        "for the other 1 the interval includes zero."
+        "for probit the interval includes zero."
     )
     two = report.headline(plan, [BASE, BETTER, dataclasses.replace(BETTER, loss="probit")])
     assert two == "In accuracy, exact and probit each did better than cross-entropy."

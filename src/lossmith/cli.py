@@ -40,13 +40,21 @@ def main() -> None:
         text = error.format_message() if isinstance(error, click.UsageError) else str(error)
         print(f"lossmith: {' '.join(text.split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    except (click.Abort, KeyboardInterrupt):
-        print("lossmith: stopped; finished rows are kept, and the same command goes on from there", file=sys.stderr)
+    except OSError as error:
+        path = error.filename2 or error.filename  # of a renaming, the one to be replaced
+        print(f"lossmith: {path}: cannot write there ({error.strerror}); finished rows are kept", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (click.Abort, KeyboardInterrupt) as error:
+        print(f"lossmith: {error or 'stopped'}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def _split_names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(name for name in value.replace(",", " ").split() if name)
+    if value is None:
+        return None
+    if not (names := tuple(value.replace(",", " ").split())):
+        raise InputError(f"--losses: expected at least one name; choose from {LOSSES}")
+    return names
 
 
 @cli.command(short_help="Does another loss beat cross-entropy on your data?")
@@ -84,8 +92,12 @@ def compare(
     path = folder / "report.html"
     command = shlex.join(["lossmith", *sys.argv[1:]])
     with open_store(folder) as store:
-        with _progress(f"{plan.data.name}: {plan.metric}", len(list(plan.cells()))) as show:
-            rows = run(plan, store, show)
+        try:
+            with _progress(f"{plan.data.name}: {plan.metric}", len(list(plan.cells()))) as show:
+                rows = run(plan, store, show)
+        except KeyboardInterrupt:
+            text = f"stopped; finished rows are kept in {store.path}, and the same command goes on from there"
+            raise click.Abort(text) from None
         summaries = statistics.summarize(rows)
         report.write(plan, rows, summaries, command, path)
     if as_json:
@@ -111,7 +123,8 @@ def toy(out: str, as_json: bool) -> None:
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "toy.svg").touch()
+        for name in ("toy.png", "toy.svg"):
+            (folder / name).touch()
     except OSError as error:
         raise InputError(f"{folder}: cannot write there ({error.strerror}); pass another folder with --out") from None
     sets = (optima.THREE, optima.FIVE)
@@ -160,7 +173,7 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     styles = {"better": "green", "worse": "red"}
@@ -169,4 +182,5 @@ def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...
     console = Console()
     if not console.is_terminal:  # a pipe or a log has no width of its own
         console.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(table)

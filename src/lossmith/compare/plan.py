@@ -17,7 +17,7 @@ from lossmith.data import Dataset
 from lossmith.errors import InputError, near
 
 MODELS = ("linear", "mlp")
-LARGEST = 1e18
+LARGEST = 1e37  # of the features: models compute in float32
 Indices = npt.NDArray[np.int64]
 
 
@@ -118,10 +118,10 @@ def _known(option: str, name: str, choices: Any) -> None:
 
 
 def _check_features(data: Dataset) -> None:
-    """Models compute in float32, and so does the encoder; its squares must not overflow."""
+    """Refuse what no encoder can turn into finite float32 numbers."""
     if not data.features.notna().to_numpy().any():
         raise InputError(f"{data.name}: every feature column is empty; add features, or check the separator")
-    numbers = data.features.select_dtypes("number").abs().max()
+    numbers = data.features.select_dtypes("number", exclude="timedelta").astype("float64").abs().max()
     for column in numbers.index[numbers > LARGEST]:
         raise InputError(
             f"{data.name}: the column {column!r} holds numbers up to {numbers[column]:.3g}, beyond {LARGEST:.0e}; rescale it"
@@ -131,10 +131,10 @@ def _check_features(data: Dataset) -> None:
 def _rare(data: Dataset, counts: Indices, rarest: int, folds: int) -> str:
     rows = int(counts[rarest])
     text = f"{data.name}: class {data.classes[rarest]!r} of {data.target_name!r} has {rows} row{'s' * (rows != 1)}"
-    text += f", fewer than the {folds} folds; "
+    text += f", fewer than the {folds} folds"
     others = int((counts < folds).sum()) - 1
     if others:
-        text += f"so have {others} other class{'es' * (others > 1)}; "
+        text += f", and {others} more class{'es have' if others > 1 else ' has'} too few"
     if rows == 1:
-        return text + "merge or drop such classes, or name a target with fewer classes"
-    return text + f"pass --folds {rows}, or merge or drop the class"
+        return text + "; merge or drop classes of one row, or name a target with fewer classes"
+    return text + f"; pass --folds {rows}, or merge or drop rare classes"

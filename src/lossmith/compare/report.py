@@ -55,8 +55,8 @@ def headline(plan: Plan, summaries: Sequence[Summary]) -> str:
         return "A single split shows no spread: nothing can be said about the differences."
     if not parts:
         return f"No loss differs from {BASELINE} in {plan.metric} by more than the splits themselves do."
-    rest = len(summaries) - 1 - sum(map(len, by_verdict.values()))
-    tail = f"; for the other {rest} the interval includes zero" if rest else ""
+    rest = [s.loss for s in summaries if not s.verdict and s.loss != BASELINE]
+    tail = f"; for {_join(rest)} the interval includes zero" if rest else ""
     return f"In {plan.metric}, {' and '.join(parts)}{tail}."
 
 

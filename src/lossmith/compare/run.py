@@ -85,7 +85,9 @@ def _one_thread() -> Iterator[None]:
 
 def _warm_up() -> None:
     """A first training loads parts of torch for seconds; it must not be one whose time is reported."""
-    fit(nn.Linear(1, 2), nn.CrossEntropyLoss(), torch.zeros(2, 1), torch.tensor([0, 1]), Recipe(epochs=1), seed=0)
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Linear(1, 2)
+    fit(model, nn.CrossEntropyLoss(), torch.zeros(2, 1), torch.tensor([0, 1]), Recipe(epochs=1), seed=0)
 
 
 def _compute(plan: Plan, cell: Cell, whole: Part, inner: Part | None) -> Row:
