@@ -92,6 +92,13 @@ def test_help_names_every_loss(lossmith_):
         assert loss == BASELINE or loss in words
 
 
+@pytest.mark.parametrize("given", [["iris", "--losses", "hinge", "exact"], ["--losses=hinge,exact", "iris"]])
+def test_losses_after_commas_or_blanks(lossmith_, given):
+    code, out, _ = lossmith_("compare", *QUICK, *given, "--json")
+    assert code == 0
+    assert {entry["loss"] for entry in valid_json(out)["losses"]} >= {"cross-entropy", "hinge", "exact"}
+
+
 def test_version():
     done = subprocess.run([sys.executable, "-m", "lossmith", "--version"], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (f"lossmith, version {lossmith.__version__}\n", "")

@@ -20,7 +20,8 @@ from rich.table import Table
 from lossmith import __version__
 from lossmith.errors import InputError
 
-LOSSES = "hinge, sigmoid, beta-bernoulli, polynomial, polyloss, exact, probit, smooth-accuracy"
+# Named here too, because the help must not wait for the imports that the losses need; a test compares.
+LOSSES = ["cross-entropy", "hinge", "sigmoid", "beta-bernoulli", "polynomial", "polyloss", "exact", "probit", "smooth-accuracy"]
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,12 +41,14 @@ def main() -> None:
         text = error.format_message() if isinstance(error, click.UsageError) else str(error)
         print(f"lossmith: {' '.join(text.split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader of our output has gone
+        raise SystemExit(1) from None
     except OSError as error:
         path = error.filename2 or error.filename  # of a renaming, the one to be replaced
         print(f"lossmith: {path}: cannot write there ({error.strerror}); finished rows are kept", file=sys.stderr)
         raise SystemExit(2) from None
     except (click.Abort, KeyboardInterrupt) as error:
-        print(f"lossmith: {error or 'stopped'}", file=sys.stderr)
+        print(f"lossmith: {str(error) or 'stopped'}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -53,15 +56,15 @@ def _split_names(_context: click.Context, _parameter: click.Parameter, value: st
     if value is None:
         return None
     if not (names := tuple(value.replace(",", " ").split())):
-        raise InputError(f"--losses: expected at least one name; choose from {LOSSES}")
+        raise InputError(f"--losses: expected at least one name; choose from {', '.join(LOSSES)}")
     return names
 
 
 @cli.command(short_help="Does another loss beat cross-entropy on your data?")
-@click.argument("data", default="breast-cancer")
+@click.argument("data", metavar="[DATA]", nargs=-1)
 @click.option("--target", metavar="COLUMN", help="Column of the classes. Embedded sets, KEEL and most ARFF files know it.")
 @click.option("--metric", default="accuracy", show_default=True, help="accuracy, balanced-accuracy or f1-macro.")
-@click.option("--losses", metavar="A,B,…", callback=_split_names, help=f"Any of {LOSSES}.  [default: all]")
+@click.option("--losses", metavar="A,B,…", callback=_split_names, help=f"Any of {', '.join(LOSSES)}.  [default: all]")
 @click.option("--model", default="linear", show_default=True, help="linear, or mlp: one hidden layer of 64.")
 @click.option("--folds", type=int, default=5, show_default=True, help="Folds of the stratified cross-validation.")
 @click.option("--repeats", type=int, default=1, show_default=True, help="How often the rows are shuffled and split anew.")
@@ -71,7 +74,12 @@ def _split_names(_context: click.Context, _parameter: click.Parameter, value: st
 @click.option("--out", metavar="DIR", help="Folder for rows and report.  [default: lossmith-DATA]")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of a table.")
 def compare(
-    data: str, target: str | None, out: str | None, as_json: bool, losses: tuple[str, ...] | None, **options: Any
+    data: tuple[str, ...],
+    target: str | None,
+    out: str | None,
+    as_json: bool,
+    losses: tuple[str, ...] | None,
+    **options: Any,
 ) -> None:
     """Compare losses on DATA: does another one beat cross-entropy in the metric you report?
 
@@ -79,15 +87,18 @@ def compare(
     Columns may be numbers, text, categories or dates, with missing values. Finished rows are kept in DIR/rows.jsonl: an
     interrupted comparison goes on where it was when the same command is given again.
     """
-    from lossmith import data as tables
     from lossmith.compare import report, statistics
     from lossmith.compare.plan import Plan
     from lossmith.compare.run import run
     from lossmith.compare.store import open_store
+    from lossmith.data import load
 
-    if losses is not None:
-        options["losses"] = losses
-    plan = Plan(tables.load(data, target), **options)
+    source, *extra = [name for name in data if losses is None or name not in LOSSES] or ["breast-cancer"]
+    if extra:
+        raise click.UsageError(f"expected one DATA, got also {', '.join(extra)}")
+    if losses is not None:  # and those given after a blank instead of a comma
+        options["losses"] = (*losses, *(name for name in data if name in LOSSES))
+    plan = Plan(load(source, target), **options)
     folder = Path(out or f"lossmith-{plan.data.name}")
     path = folder / "report.html"
     command = shlex.join(["lossmith", *sys.argv[1:]])
@@ -125,6 +136,8 @@ def toy(out: str, as_json: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("toy.png", "toy.svg"):
             (folder / name).touch()
+    except BrokenPipeError:  # the reader of our output has gone
+        raise SystemExit(1) from None
     except OSError as error:
         raise InputError(f"{folder}: cannot write there ({error.strerror}); pass another folder with --out") from None
     sets = (optima.THREE, optima.FIVE)
