@@ -25,7 +25,8 @@ clean:
 # Some systems ship Python without ensurepip: there the system's pip fills the environment.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || \
-	{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip install --quiet --target \
+	"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" pip; }
 
 $(VENV)/.compare: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing lossmith and what the main job needs into $(VENV)"

@@ -172,14 +172,31 @@ def test_standardized_the_size_of_the_scores_does_not_matter(noise: str) -> None
     torch.testing.assert_close(loss(SCORES, IGNORED), plain, rtol=1e-6, atol=0)
 
 
-def test_state_dict_carries_scale_and_weight() -> None:
-    loss = AccuracyLoss(scale=3.0, weight=CLASS_WEIGHT)
-    loss.scale = 0.25
-    for state in (loss.state_dict(), pickle.loads(pickle.dumps(loss.state_dict()))):
-        other = AccuracyLoss(scale=1.0, weight=torch.ones(3, dtype=torch.float64))
-        other.load_state_dict(state)
-        assert other.scale == 0.25
-        assert torch.equal(other(SCORES, TARGET), loss(SCORES, TARGET))
+def test_state_dict_is_cross_entropys() -> None:
+    loss = AccuracyLoss(scale=0.25, weight=CLASS_WEIGHT)
+    assert loss.state_dict().keys() == torch.nn.CrossEntropyLoss(weight=CLASS_WEIGHT).state_dict().keys()
+    again = pickle.loads(pickle.dumps(loss))
+    assert torch.equal(again(SCORES, TARGET), loss(SCORES, TARGET))
+
+
+def test_a_learned_scale_stays_the_optimisers_parameter_after_loading() -> None:
+    loss, other = (AccuracyLoss(scale=torch.nn.Parameter(torch.tensor(s, dtype=torch.float64))) for s in (0.5, 2.0))
+    parameter = loss.scale
+    loss.load_state_dict(other.state_dict())
+    assert loss.scale is parameter
+    assert parameter.item() == 2.0
+    (slope,) = torch.autograd.grad(loss(SCORES, TARGET), parameter)
+    assert slope != 0
+
+
+def test_targets_of_bytes_are_indices_not_masks() -> None:
+    loss = AccuracyLoss("gumbel", weight=CLASS_WEIGHT)
+    assert torch.equal(loss(SCORES, TARGET.to(torch.uint8)), loss(SCORES, TARGET))
+
+
+def test_weight_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^weight: expected shape \(3,\), one a class, got \(5,\)$"):
+        AccuracyLoss(weight=torch.ones(5))(SCORES, TARGET)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

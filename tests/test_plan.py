@@ -175,3 +175,10 @@ def test_settings_differ_between_splits_and_more_trials_go_on_from_fewer():
     drawn = [json.dumps(Plan(DATA, trials=6).draw_settings(cell)) for cell in cells]
     assert len(set(drawn)) == 4
     assert Plan(DATA, trials=3).draw_settings(cells[0]) == Plan(DATA, trials=6).draw_settings(cells[0])[:3]
+
+
+def test_small_tables_get_enough_steps():
+    few, many = dataset(a=60, b=60), dataset(a=6000, b=6000)
+    assert Plan(few).settings["epochs"] == 200  # 96 rows are two batches of 64: 400 steps
+    assert Plan(many).settings["epochs"] == 40
+    assert Plan(few, epochs=3).settings["epochs"] == 3

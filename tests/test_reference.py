@@ -218,3 +218,22 @@ def test_gradcheck_twice() -> None:
         for function in (lambda s, n=noise: reference.log_prob(s, target, n), lambda s, n=noise: reference.log_probs(s, n)):
             assert torch.autograd.gradcheck(function, scores)
             assert torch.autograd.gradgradcheck(function, scores)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [1e5, 1e7, 2e8, 5e8, 1e9])
+def test_far_beyond_the_range_it_stays_finite_and_near(dtype: torch.dtype, gap: float) -> None:
+    """Two classes far above the target: −log p tends to the cost gap²/3 of lifting one score and lowering two."""
+    scores = torch.tensor([[0.0, gap, gap]], dtype=dtype, requires_grad=True)
+    log_p = reference.log_prob(scores, torch.tensor([0]), Normal())
+    assert log_p.item() == pytest.approx(-(gap**2) / 3, rel=1e-4)
+    (slopes,) = torch.autograd.grad(log_p, scores)
+    assert slopes.numpy() == pytest.approx(np.array([[2, -1, -1]]) * gap / 3, rel=1e-2)
+
+
+@pytest.mark.parametrize("top", [50.0, 1e3, 1e8])
+def test_wide_spreads_take_bounded_work(top: float) -> None:
+    scores = torch.tensor([[0.0, 1.0, top]], dtype=torch.float64)
+    log_p = reference.log_probs(scores, Normal())
+    each = [reference.log_prob(scores, torch.tensor([k]), Normal()) for k in range(3)]
+    torch.testing.assert_close(log_p, torch.stack(each, -1), rtol=1e-9, atol=1e-9)

@@ -91,8 +91,10 @@ def test_cells_are_percentages_and_points():
 
 
 def test_no_difference_has_no_sign_and_no_interval():
-    same = summary(scores=(0.7, 0.7), differences=(0.0, 0.0), interval=(0.0, 0.0))
+    same = summary(scores=(0.7, 0.7), differences=(0.0, 0.0), interval=None)
     assert report.cells(same)[2:5] == ("0.00", "same scores", "")
+    equal = summary(scores=(0.8, 0.7), differences=(0.1, 0.1), interval=None)
+    assert report.cells(equal)[2:5] == ("+10.00", "equal differences", "")
     tiny = summary(scores=(0.7, 0.7), differences=(-1e-9, 1e-9), interval=(-1e-8, 1e-8))
     assert report.cells(tiny)[2:4] == ("0.00", "0.00 to 0.00")
 

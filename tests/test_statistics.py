@@ -93,7 +93,7 @@ def test_differences_pair_the_splits_whatever_the_order_of_the_rows():
 
 @pytest.mark.parametrize(
     ("gain", "verdict"),
-    [([5, 5, 6, 5], "better"), ([-5, -5, -6, -5], "worse"), ([5, -5, 6, -6], ""), ([1, 1, 1, 1], "better"), ([0, 0, 0, 0], "")],
+    [([5, 5, 6, 5], "better"), ([-5, -5, -6, -5], "worse"), ([5, -5, 6, -6], ""), ([1, 1, 1, 1], ""), ([0, 0, 0, 0], "")],
 )
 def test_verdict(gain, verdict):
     scores = [row["score"] + points / 100 for row, points in zip(BASE, gain, strict=True)]
@@ -103,7 +103,7 @@ def test_verdict(gain, verdict):
 def test_identical_scores_have_no_verdict():
     same = summarize([*BASE, *rows("hinge", [row["score"] for row in BASE])])[1]
     assert same.differences == (0,) * 4
-    assert (same.interval, same.verdict) == ((0, 0), "")
+    assert (same.interval, same.verdict) == (None, "")
 
 
 def test_the_ratio_is_that_of_the_rows():
@@ -124,3 +124,8 @@ def test_a_single_split_has_no_spread_and_no_verdict():
 def test_trainings_that_broke_are_counted():
     broken = rows("hinge", [0.5] * 4, last_loss=None)
     assert [s.diverged for s in summarize([*BASE, *broken[:2], *rows("hinge", [0.5] * 4)[2:]])] == [0, 2]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.05])
+def test_equal_differences_have_no_interval(value):
+    assert corrected_interval([value] * 3, 0.5) is None

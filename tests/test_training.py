@@ -219,3 +219,8 @@ def test_fit_trains_the_losss_own_parameters(normalize: bool) -> None:
     loss = BetaBernoulliLoss(3)
     fit(model(), loss, features[often], target[often], Recipe(epochs=5, batch_size=16, normalize_gradients=normalize), seed=0)
     assert all(p.detach().abs().max() > 1e-3 for p in loss.parameters())
+
+
+def test_a_learned_scale_has_no_schedule() -> None:
+    with pytest.raises(TypeError, match=r"^loss\.scale: expected a number"):
+        ScaleSchedule(AccuracyLoss(scale=torch.nn.Parameter(torch.tensor(1.0))), 10.0, 0.1, steps=5)

@@ -69,7 +69,7 @@ def _split_names(_context: click.Context, _parameter: click.Parameter, value: st
 @click.option("--folds", type=int, default=5, show_default=True, help="Folds of the stratified cross-validation.")
 @click.option("--repeats", type=int, default=1, show_default=True, help="How often the rows are shuffled and split anew.")
 @click.option("--trials", type=int, default=4, show_default=True, help="Settings tried for each loss and fold; 1: defaults.")
-@click.option("--epochs", type=int, default=40, show_default=True, help="Passes over the training rows.")
+@click.option("--epochs", type=int, help="Passes over the training rows.  [default: 40, or enough for 400 steps]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Fixes every random choice.")
 @click.option("--out", metavar="DIR", help="Folder for rows and report.  [default: lossmith-DATA]")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of a table.")
@@ -127,7 +127,7 @@ def toy(out: str, as_json: bool) -> None:
     """Show on points on a line where each loss puts the threshold, with its scale fixed and free.
 
     f(x) = k (x − b) decides by its sign. Three points can be separated, for 0 < b < 0.25; of the five points of the
-    second set at most four can be right. Takes about half a minute.
+    second set at most four can be right. Takes about a minute.
     """
     from lossmith.toy import figure, optima
 

@@ -81,8 +81,8 @@ def argmax_log_prob(
 def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: float | Tensor = 1.0) -> Tensor:
     r"""Log-probability of every class to have the highest noisy score.
 
-    As ``argmax_log_prob`` for each class at once: the product Π_j F is shared, so the cost is that of one class times the
-    spread of the scores in scales, where that exceeds about ten.
+    As ``argmax_log_prob`` for each class at once: the product Π_j F is shared, so the cost is that of one class times about a
+    tenth of the largest spread of a row's scores in scales, and at most C times.
 
     Args:
         scores: (…, C), C ≥ 2, any floating type. −inf removes a class.

@@ -60,8 +60,10 @@ class ClassificationLoss(nn.Module):
         """Class indices, checked, with the ignored ones replaced by 0, and the mask of those that count."""
         keep = target != self.ignore_index
         index = torch.where(keep, target, 0)
+        if self.weight is not None and self.weight.shape != scores.shape[-1:]:
+            raise ValueError(f"weight: expected shape ({scores.shape[-1]},), one a class, got {tuple(self.weight.shape)}")
         check_target(index, scores)
-        return index, keep
+        return index.long(), keep  # torch takes an index of bytes for a mask
 
     def sample_weight(self, index: Tensor, keep: Tensor, like: Tensor) -> Tensor:
         """Weight of each sample: its class's, and 0 where it is ignored."""

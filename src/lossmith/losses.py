@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ class AccuracyLoss(ClassificationLoss):
     Args:
         noise: "normal", "gumbel" or a ``lossmith.noise.Noise``.
         scale: σ > 0, the noise's multiplier, in units of the scores: a number, or a tensor that broadcasts to
-            ``scores[..., :1]`` once the classes are last. It may be set between steps (``training.ScaleSchedule`` does).
+            ``scores[..., :1]`` once the classes are last. A number may be set between steps (``training.ScaleSchedule`` does,
+            and keeps it in its own ``state_dict``); a ``torch.nn.Parameter`` is learned with the model.
         q: from metric to loss, ≥ 0. 0 is 1 − accuracy, bounded, flat where the model is far wrong; q ≥ 1 is unbounded there.
         over: where the mean over samples stands. "batch" gives one number a batch and takes reduction="mean" only.
         margin: caps the lead z_y − z_j that still earns credit; the loss then keeps a positive floor.
@@ -71,12 +72,12 @@ class AccuracyLoss(ClassificationLoss):
         q: float = 1.0,
         over: Literal["sample", "batch"] = "sample",
         margin: float | None = None,
-        *,
-        standardize: bool = False,
         weight: Tensor | None = None,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
+        *,
+        standardize: bool = False,
     ) -> None:
         super().__init__(weight=weight, ignore_index=ignore_index, reduction=reduction)
         if over not in ("sample", "batch"):
@@ -142,14 +143,6 @@ class AccuracyLoss(ClassificationLoss):
         each = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
         scale = self.scale.unsqueeze(-1) if isinstance(self.scale, Tensor) and self.scale.dim() else self.scale
         return self._log_prob(scores.unsqueeze(-2).expand(shape), each, scale)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The scale, which a schedule changes: so ``state_dict`` carries it and a resumed run keeps it."""
-        return {"scale": self.scale}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the scale back from ``state_dict``."""
-        self.scale = state["scale"]
 
     def extra_repr(self) -> str:
         """The dials, as they stand in the constructor."""

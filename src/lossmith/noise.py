@@ -106,7 +106,8 @@ class Normal(Noise):
 
     def hazard_slope(self, x: Tensor) -> Tensor:
         hazard = inverse_mills(x)
-        return torch.where(hazard == 0, 0.0, -hazard * (x + hazard))
+        slope = torch.where(hazard == 0, 0.0, -hazard * (x + hazard))
+        return torch.where(x < -1e4, -1.0, slope)  # its limit, where x + hazard ≈ 1/|x| would be rounding error
 
     def sample(self, shape: Sequence[int], like: Tensor) -> Tensor:
         return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)

@@ -28,6 +28,7 @@ class ScaleSchedule:
 
     Raises:
         ValueError: a number out of range.
+        TypeError: the loss's scale is a tensor.
 
     >>> from lossmith import AccuracyLoss
     >>> loss = AccuracyLoss()
@@ -43,6 +44,8 @@ class ScaleSchedule:
     def __init__(self, loss: _Scaled, start: float, end: float, steps: int) -> None:
         if not (start > 0 and end > 0 and steps >= 1):
             raise ValueError(f"expected start > 0, end > 0 and steps ≥ 1, got start={start}, end={end}, steps={steps}")
+        if isinstance(loss.scale, Tensor):
+            raise TypeError("loss.scale: expected a number to be scheduled, got a tensor; a learned scale has no schedule")
         self.loss = loss
         self.start, self.end, self.steps = float(start), float(end), int(steps)
         self.taken = 0

@@ -15,7 +15,9 @@ from lossmith.compare.candidates import BASELINE, CANDIDATES, SHARED_GRID
 from lossmith.compare.metrics import METRICS
 from lossmith.data import Dataset
 from lossmith.errors import InputError, near
+from lossmith.training import Recipe
 
+LEAST_STEPS = 400  # of a training: fewer measure how fast a loss starts, not where it ends
 MODELS = ("linear", "mlp")
 LARGEST = 1e37  # of the features: models compute in float32
 Indices = npt.NDArray[np.int64]
@@ -41,7 +43,7 @@ class Plan:
         folds: of the stratified cross-validation.
         repeats: how often it is shuffled anew.
         trials: settings tried for each loss and fold, on a quarter of the training rows held out; 1 takes the defaults.
-        epochs: passes over the training rows.
+        epochs: passes over the training rows; None takes 40, or as many more as give ``LEAST_STEPS`` steps.
         seed: all splits, initial weights, row orders and trials follow from it.
 
     Raises:
@@ -55,7 +57,7 @@ class Plan:
     folds: int = 5
     repeats: int = 1
     trials: int = 4
-    epochs: int = 40
+    epochs: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,6 +65,10 @@ class Plan:
             _known("--losses", name, CANDIDATES)
         _known("--metric", self.metric, METRICS)
         _known("--model", self.model, MODELS)
+        if self.epochs is None:
+            train_rows = len(self.data.target) * (self.folds - 1) // max(self.folds, 1)
+            steps = -(-max(train_rows, 1) // Recipe.batch_size)
+            object.__setattr__(self, "epochs", max(Recipe.epochs, -(-LEAST_STEPS // steps)))
         for option, least in (("folds", 2), ("repeats", 1), ("trials", 1), ("epochs", 1), ("seed", 0)):
             if getattr(self, option) < least:
                 raise InputError(f"--{option}: expected {least} or more, got {getattr(self, option)}")

@@ -17,6 +17,8 @@ from lossmith.compare.store import Row
 from lossmith.toy.figure import COLOURS, risk_panel
 from lossmith.toy.optima import LOSSES
 
+OTHER = "#8c6d31"  # of a loss that has no colour in the toy
+
 
 def data_uri(figure: Figure) -> str:
     """The figure as an SVG that an <img> can hold; the same figure gives the same text."""
@@ -33,7 +35,7 @@ def differences(summaries: Sequence[Summary], metric: str) -> Figure:
     axes = figure.subplots()
     axes.axvline(0, color=COLOURS[BASELINE], lw=1.2)
     for y, summary in enumerate(others):
-        colour = COLOURS[summary.loss]
+        colour = COLOURS.get(summary.loss, OTHER)
         points = 100 * np.array(summary.differences)
         # Splits that agree would hide each other: spread them evenly across the row.
         lanes = np.linspace(-0.22, 0.22, len(points)) if len(points) > 1 else np.zeros(1)
@@ -56,7 +58,7 @@ def curves(rows: Sequence[Row], metric: str) -> Figure:
     for loss in dict.fromkeys(row["loss"] for row in rows):
         curve = np.array([[epoch[1:] for epoch in row["curve"]] for row in rows if row["loss"] == loss]).mean(0)
         for axes, values in zip(panels, curve.T, strict=True):
-            axes.plot(np.arange(1, len(values) + 1), values, color=COLOURS[loss], lw=1.5, label=loss)
+            axes.plot(np.arange(1, len(values) + 1), values, color=COLOURS.get(loss, OTHER), lw=1.5, label=loss)
     for axes, title in zip(panels, ("training rows", "held-out rows"), strict=True):
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -24,9 +24,12 @@ def cells(summary: Summary) -> tuple[str, ...]:
     if summary.loss == BASELINE:
         compared = ("", "baseline", "")
     else:
-        interval = "" if summary.interval is None else " to ".join(_points(end) for end in summary.interval)
-        if summary.interval is not None and not any(summary.differences):
-            interval = "same scores"  # an interval of no width would claim too much
+        if summary.interval is not None:
+            interval = " to ".join(_points(end) for end in summary.interval)
+        elif len(summary.differences) == 1:
+            interval = ""
+        else:  # an interval of no width would claim too much
+            interval = "equal differences" if any(summary.differences) else "same scores"
         compared = (_points(summary.difference), interval, summary.verdict)
     return (
         summary.loss,
@@ -51,7 +54,7 @@ def headline(plan: Plan, summaries: Sequence[Summary]) -> str:
     ]
     if len(summaries) == 1:
         return f"Only {BASELINE} was run; name other losses to compare."
-    if summaries[1].interval is None:
+    if len(summaries[1].differences) == 1:
         return "A single split shows no spread: nothing can be said about the differences."
     if not parts:
         return f"No loss differs from {BASELINE} in {plan.metric} by more than the splits themselves do."

@@ -9,8 +9,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,7 +144,7 @@ def _train(plan: Plan, cell: Cell, settings: Settings, part: Part, curve: Curve 
         scoring += time.perf_counter() - begun
 
     begun = time.perf_counter()
-    recipe = candidate.recipe(Recipe(epochs=plan.epochs), settings)
+    recipe = candidate.recipe(replace(Recipe(), epochs=plan.settings["epochs"]), settings)
     order = plan.derive("order", cell.repeat, cell.fold)
     fit(model, candidate.build(classes, settings), part.fit_x, part.fit_y, recipe, seed=order, after_epoch=after_epoch)
     seconds = time.perf_counter() - begun - scoring
@@ -198,5 +200,5 @@ def _machine() -> dict[str, Any]:
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        **{name: version(name) for name in ("torch", "numpy", "scikit-learn", "skrub")},
     }

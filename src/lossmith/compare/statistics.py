@@ -20,7 +20,9 @@ class Summary:
     loss: str
     scores: tuple[float, ...]
     differences: tuple[float, ...]
-    interval: tuple[float, float] | None  # 95 % of the mean difference; None for the baseline and for a single split
+    interval: (
+        tuple[float, float] | None
+    )  # 95 % of the mean difference; None for the baseline, a single split, and equal differences
     seconds: float  # median of the trainings
     slowdown: float  # median over splits of the time relative to the baseline's
     diverged: int  # trainings whose last loss was not finite
@@ -62,7 +64,8 @@ def corrected_interval(
         confidence: between 0 and 1.
 
     Returns:
-        Lower and upper end, or None for J < 2.
+        Lower and upper end, or None where the formula has nothing to go by: J < 2, or differences that are all equal, as
+        happens with discrete scores on few splits.
 
     Source: Nadeau & Bengio, "Inference for the generalization error", Machine Learning 52 (2003).
 
@@ -71,7 +74,7 @@ def corrected_interval(
     (-0.0032, 0.0232)
     """
     count = len(differences)
-    if count < 2:
+    if count < 2 or np.ptp(differences) < 1e-12:
         return None
     mean = float(np.mean(differences))
     error = math.sqrt((1 / count + test_train_ratio) * float(np.var(differences, ddof=1)))

@@ -93,6 +93,9 @@ def _unreadable(where: str, error: OSError) -> InputError:
     return InputError(f"{where}: the file cannot be read ({error.strerror}); check its path and permissions")
 
 
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # byte-order marks
+
+
 def decode(data: bytes, where: str) -> str:
     """Decode a text file (UTF-8, with or without a byte order mark); binary data and HTML raise ``InputError``."""
     for magic, what in _MAGIC:
@@ -103,7 +106,7 @@ def decode(data: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         raise InputError(
             f"{where}: expected UTF-8 text, but the byte {data[error.start]:#04x} at offset {error.start} is not; "
-            "save the file as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
+            f"save the file as UTF-8, for example with iconv -f {'UTF-16' if data[:2] in _UTF16 else 'LATIN1'} -t UTF-8"
         ) from None
     if "\0" in decoded:
         raise InputError(

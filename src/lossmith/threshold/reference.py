@@ -1,4 +1,4 @@
-r"""The threshold integral in plain torch: any device, float32 or float64, differentiable; the oracle for faster kernels.
+r"""The threshold integral in plain torch: CPU or CUDA, float32 or float64, differentiable; the oracle for faster kernels.
 
 With unit noise of cdf F and density f, class k has the highest noisy score with probability
 
@@ -84,7 +84,7 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
         (rows, C) log-probabilities, differentiable twice. The gradient of log p_k in z_k itself is good to the rounding of
         1, not of its own size: as with softmax, a gradient of 1e-12 has few digits. ``log_prob`` keeps them.
 
-    Cost: as ``log_prob``, times the spread of the scores in scales where that exceeds about ten.
+    Cost: as ``log_prob``, times about a tenth of the spread of the scores in scales, but at most times C.
     """
     present = ~scores.isneginf()
     centred = scores - scores.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
@@ -97,8 +97,12 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
         top_width = last - _end(centred, top, noise, rule.drop, side=-1)
         bottom_width = _end(centred, bottom, noise, rule.drop, side=1) - first
         spread = (last - first) / torch.minimum(top_width, bottom_width)
-        count = math.ceil(rule.nodes * spread.nan_to_num(nan=1.0).max().item()) if len(scores) else rule.nodes
-        nodes, log_step = _grid(first, last, count, like=scores)
+        widest = spread.max().item() if len(scores) else 1.0
+    if not widest <= scores.shape[-1]:  # then each class with nodes of its own is cheaper
+        classes = range(scores.shape[-1])
+        each = [log_prob(scores, torch.full_like(top.squeeze(-1), k), noise) for k in classes]
+        return torch.stack(each, -1)
+    nodes, log_step = _grid(first, last, math.ceil(rule.nodes * widest), like=scores)
     finite = torch.where(present, centred, 0.0)
 
     def integral(block: Tensor, nodes: Tensor) -> Tensor:
@@ -113,8 +117,10 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
 
 def _grid(first: Tensor, last: Tensor, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Equidistant nodes, (rows, count), and the logarithm of their distance, (rows, 1), in the dtype of ``like``."""
+    # Scores of 1e12 and more round the ends together; any width will do beside a log p of their square.
+    width = (last - first).clamp_min(1e-6)
     fractions = torch.linspace(0, 1, count, dtype=first.dtype, device=first.device)
-    return (first + (last - first) * fractions).to(like), ((last - first) / (count - 1)).log().to(like)
+    return (first + width * fractions).to(like), (width / (count - 1)).log().to(like)
 
 
 def _logsumexp(x: Tensor, dim: int) -> Tensor:
@@ -181,8 +187,8 @@ def _end(scores: Tensor, index: Tensor, noise: Noise, drop: float, side: int) ->
         if not inside.any():
             break
         width = torch.where(inside, 2 * width, width)
-    u = u + side * width
+    end = u + side * width
     for _ in range(3):
-        closer = u + (level - log_integrand(u)) / slope(u)
-        u = torch.where(closer.isfinite(), closer, u)
-    return u
+        closer = end + (level - log_integrand(end)) / slope(end)
+        end = torch.where(side * (closer - u) > 0, closer, end)  # rounding, or inf/inf, must not cross the mode
+    return end
