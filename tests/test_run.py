@@ -81,7 +81,7 @@ def defaults(tmp_path_factory):
 def test_every_loss_learns_iris_with_its_defaults(defaults, loss):
     assert len(defaults[loss]) == 2
     for row in defaults[loss]:
-        assert len(row["curve"]) == 40
+        assert len(row["curve"]) == 200  # 75 rows are two batches: 400 steps
         assert all(mean_loss is not None and math.isfinite(mean_loss) for mean_loss, _, _ in row["curve"])
         assert row["score"] > 0.6  # the largest class is a third
         assert row["curve"][-1][2] == pytest.approx(row["score"], abs=1e-6)
