@@ -197,6 +197,8 @@ def test_targets_of_bytes_are_indices_not_masks() -> None:
 def test_weight_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^weight: expected shape \(3,\), one a class, got \(5,\)$"):
         AccuracyLoss(weight=torch.ones(5))(SCORES, TARGET)
+    with pytest.raises(ValueError, match=r"^weight: expected shape \(3,\)"):
+        AccuracyLoss(weight=torch.ones(5))(SCORES, SOFT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

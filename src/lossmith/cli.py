@@ -136,8 +136,6 @@ def toy(out: str, as_json: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("toy.png", "toy.svg"):
             (folder / name).touch()
-    except BrokenPipeError:  # the reader of our output has gone
-        raise SystemExit(1) from None
     except OSError as error:
         raise InputError(f"{folder}: cannot write there ({error.strerror}); pass another folder with --out") from None
     sets = (optima.THREE, optima.FIVE)

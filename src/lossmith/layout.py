@@ -60,15 +60,20 @@ class ClassificationLoss(nn.Module):
         """Class indices, checked, with the ignored ones replaced by 0, and the mask of those that count."""
         keep = target != self.ignore_index
         index = torch.where(keep, target, 0)
-        if self.weight is not None and self.weight.shape != scores.shape[-1:]:
-            raise ValueError(f"weight: expected shape ({scores.shape[-1]},), one a class, got {tuple(self.weight.shape)}")
         check_target(index, scores)
         return index.long(), keep  # torch takes an index of bytes for a mask
 
-    def sample_weight(self, index: Tensor, keep: Tensor, like: Tensor) -> Tensor:
+    def class_weight(self, scores: Tensor) -> Tensor:
+        """Weight of each class for scores (…, C), checked; ones where none was given."""
+        if self.weight is None:
+            return scores.new_ones(scores.shape[-1])
+        if self.weight.shape != scores.shape[-1:]:
+            raise ValueError(f"weight: expected shape ({scores.shape[-1]},), one a class, got {tuple(self.weight.shape)}")
+        return self.weight.to(scores)
+
+    def sample_weight(self, index: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
         """Weight of each sample: its class's, and 0 where it is ignored."""
-        weight = keep.to(like.dtype)
-        return weight if self.weight is None else weight * self.weight.to(like)[index]
+        return keep * self.class_weight(scores)[index]
 
     def reduce(self, losses: Tensor, total_weight: Tensor) -> Tensor:
         """Weighted losses of the samples to the module's output; "mean" divides by ``total_weight``."""

@@ -103,14 +103,14 @@ class AccuracyLoss(ClassificationLoss):
         scores, target = classes_last(scores, target)
         if target.is_floating_point():
             index, keep = None, torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
-            total = keep.sum()
+            weight = keep  # the mean over class probabilities is one over samples, whatever their classes weigh
         else:
             index, keep = self.split_ignored(scores, target)
-            total = self.sample_weight(index, keep, scores).sum()
+            weight = self.sample_weight(index, keep, scores)
         if self.standardize:
             scores = functional.standardize_scores(scores, keep)
         if index is not None and not self.label_smoothing:
-            mass = self.sample_weight(index, keep, scores).unsqueeze(-1)
+            mass = weight.unsqueeze(-1)
             log_p = self._log_prob(scores, index, self.scale).unsqueeze(-1)
         else:
             mass = self._class_mass(target if index is None else index, keep, scores)
@@ -121,16 +121,14 @@ class AccuracyLoss(ClassificationLoss):
         # What weighs nothing must not reach the loss: where that is infinite, 0 times its gradient is nan.
         log_p = torch.where(mass == 0, 0.0, log_p)
         losses = (mass * functional.neg_log_q(log_p, self.q)).sum(-1)
-        return self.reduce(losses, total)
+        return self.reduce(losses, weight.sum())
 
     def _class_mass(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
         """What each class of each sample weighs, (…, C): target probability, smoothed, times class weight."""
         classes = scores.shape[-1]
         mass = target if target.is_floating_point() else torch.nn.functional.one_hot(target, classes)
         mass = mass.to(scores.dtype) * (1 - self.label_smoothing) + self.label_smoothing / classes
-        if self.weight is not None:
-            mass = mass * self.weight.to(scores)
-        return mass * keep.unsqueeze(-1)
+        return mass * self.class_weight(scores) * keep.unsqueeze(-1)
 
     def _log_prob(self, scores: Tensor, index: Tensor, scale: float | Tensor) -> Tensor:
         return functional.argmax_log_prob(scores, index, noise=self.noise, scale=scale, margin=self.margin)

@@ -148,13 +148,8 @@ class Case:
         return {self.trace[0]: 0.0, self.trace[-1]: math.inf}.get(self.free, self.free.k)
 
 
-def study(points: Points) -> list[Case]:
-    """Every loss of ``LOSSES`` on the points; takes some seconds."""
-    return [study_one(loss, points) for loss in LOSSES]
-
-
 def study_one(loss: str, points: Points) -> Case:
-    """One loss on the points."""
+    """One loss on the points; takes a second or more."""
     trace = tuple(optimum(loss, points, float(k)) for k in np.geomspace(*K_RANGE, 31))
     return Case(loss, optimum(loss, points, 1.0), _free_optimum(loss, points, trace), trace)
 
