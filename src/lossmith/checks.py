@@ -1,6 +1,12 @@
-"""Checks of tensors that users pass in; every message is one line: what, expected, got."""
+"""Checks of tensors that users pass in; every message is one line: what, expected, got, and what to do.
+
+Values are looked at on the CPU only: on other devices the look would wait for the queue.
+"""
 
 from __future__ import annotations
+
+import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -14,6 +20,24 @@ def check_scores(scores: Tensor) -> None:
         raise ValueError(f"scores: expected shape (…, C) with C ≥ 2 classes, got {tuple(scores.shape)}")
 
 
+def check_score_values(scores: Tensor) -> None:
+    """Refuse NaN, +inf and rows of nothing but −inf."""
+    if scores.device.type != "cpu":
+        return
+    highest = scores.detach().amax(-1)  # NaN wins here
+    if not (bad := ~highest.isfinite()).any():
+        return
+    row = tuple(bad.nonzero()[0].tolist())
+    where = f"row {row[0] if len(row) == 1 else row}" if row else "the scores"
+    value = float(highest[row])
+    if value == -math.inf:
+        raise ValueError(f"scores: expected a class that is not removed, got −inf for every class of {where}")
+    fix = (
+        "lower the learning rate, clip gradients, or look at the inputs" if math.isnan(value) else "use −inf to remove a class"
+    )
+    raise ValueError(f"scores: expected finite numbers or −inf, got {value} in {where}; {fix}")
+
+
 def check_target(target: Tensor, scores: Tensor) -> None:
     """Refuse what is not integer class indices (…) for scores (…, C)."""
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
@@ -21,23 +45,34 @@ def check_target(target: Tensor, scores: Tensor) -> None:
     if target.shape != scores.shape[:-1]:
         expected = tuple(scores.shape[:-1])
         raise ValueError(f"target: expected shape {expected} for scores {tuple(scores.shape)}, got {tuple(target.shape)}")
-    # On other devices the look would wait for the queue; there the gather itself refuses.
+    # On other devices the gather itself refuses.
     if target.device.type == "cpu" and target.numel() and not 0 <= target.min() <= target.max() < scores.shape[-1]:
         low, high = int(target.min()), int(target.max())
         raise ValueError(f"target: expected class indices from 0 to {scores.shape[-1] - 1}, got {low} to {high}")
 
 
+def check_rank(k: int, scores: Tensor) -> None:
+    """Refuse what is not an integer from 1 to C."""
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k: expected an integer, got {type(k).__name__}")
+    if not 1 <= k <= scores.shape[-1]:
+        raise ValueError(f"k: expected an integer from 1 to the {scores.shape[-1]} classes, got {k}")
+
+
 def checked_scale(scale: float | Tensor, scores: Tensor) -> float | Tensor:
-    """The scale as a number, or as a tensor (…, 1) for scores (…, C); refuses what is not positive."""
+    """The scale as a number, or as a tensor (…, 1) for scores (…, C); refuses what is not positive and finite."""
     if not isinstance(scale, Tensor):
-        if not scale > 0:
-            raise ValueError(f"scale: expected positive numbers, got {scale}")
-        return scale
+        if not isinstance(scale, Real):
+            raise TypeError(f"scale: expected a number or a tensor, got {type(scale).__name__}")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale: expected a positive number, got {scale}")
+        return float(scale)
     shape = (*scores.shape[:-1], 1)
     try:
         scale = scale.to(scores).expand(shape)
     except RuntimeError:
         raise ValueError(f"scale: expected a shape that broadcasts to {shape}, got {tuple(scale.shape)}") from None
-    if scale.device.type == "cpu" and not bool((scale > 0).all()):  # elsewhere the look would wait for the queue
-        raise ValueError(f"scale: expected positive numbers, got a tensor with minimum {float(scale.min())}")
+    if scale.device.type == "cpu" and not bool(((scale > 0) & (scale < math.inf)).all()):
+        worst = scale.detach()[~((scale > 0) & (scale < math.inf))][0]
+        raise ValueError(f"scale: expected positive numbers, got a tensor with {float(worst)}")
     return scale

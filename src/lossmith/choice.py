@@ -10,7 +10,7 @@ from torch.distributions import Distribution, constraints
 
 from lossmith import functional
 from lossmith import noise as noises
-from lossmith.checks import check_scores, checked_scale
+from lossmith.checks import check_score_values, check_scores, checked_scale
 from lossmith.noise import Noise
 
 
@@ -22,7 +22,7 @@ class PerturbedArgmax(Distribution):
 
     Args:
         scores: (…, C), C ≥ 2 raw scores; −inf removes a class.
-        noise: "normal", "gumbel" or a ``lossmith.noise.Noise``.
+        noise: a name, or a ``lossmith.noise.Noise``.
         scale: σ > 0: a number, or a tensor that broadcasts to ``scores[..., :1]``.
         validate_args: as in ``torch.distributions``.
 
@@ -49,6 +49,7 @@ class PerturbedArgmax(Distribution):
         self.noise = noises.get(noise)
         check_scores(scores)
         self.scale = checked_scale(scale, scores)
+        check_score_values(scores)
         self.scores = scores
         super().__init__(scores.shape[:-1], validate_args=validate_args)
 
@@ -82,9 +83,16 @@ class PerturbedArgmax(Distribution):
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        scale = self.scale.expand(*shape, 1) if isinstance(self.scale, Tensor) else self.scale
-        scores = self.scores.expand(*shape, -1)
-        return functional.argmax_log_prob(scores, value.expand(shape), noise=self.noise, scale=scale)
+        wide = self.expand(shape)
+        return functional.argmax_log_prob(wide.scores, value.expand(shape), noise=self.noise, scale=wide.scale)
+
+    def topk_log_prob(self, value: Tensor, k: int) -> Tensor:
+        """Log-probability that the class indices ``value`` are among the k highest, as ``log_prob`` is for k = 1."""
+        if self._validate_args:
+            self._validate_sample(value)
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        wide = self.expand(shape)
+        return functional.topk_log_prob(wide.scores, value.expand(shape), k, noise=self.noise, scale=wide.scale)
 
     def entropy(self) -> Tensor:
         """−Σ_k p_k log p_k in nats, (…)."""
@@ -96,7 +104,8 @@ class PerturbedArgmax(Distribution):
         """Class indices of shape ``sample_shape + (…)``: the argmax of freshly perturbed scores."""
         shape = self._extended_shape(torch.Size(sample_shape)) + self.scores.shape[-1:]
         with torch.no_grad():
-            noisy = self.scores + self.scale * self.noise.sample(shape, like=self.scores)
+            scores = self.scores if self.scores.dtype == torch.float64 else self.scores.float()
+            noisy = scores + self.scale * self.noise.sample(shape, like=scores)
             return noisy.argmax(-1)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:

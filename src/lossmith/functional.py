@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from lossmith import noise as noises
-from lossmith.checks import check_scores, check_target, checked_scale
+from lossmith.checks import check_rank, check_score_values, check_scores, check_target, checked_scale
 from lossmith.noise import Noise
 from lossmith.qlog import neg_log_q
 from lossmith.threshold import reference
 
-__all__ = ["argmax_log_prob", "argmax_log_probs", "neg_log_q", "standardize_scores"]
+__all__ = [
+    "argmax_log_prob",
+    "argmax_log_probs",
+    "neg_log_q",
+    "standardize_scores",
+    "topk_log_prob",
+]
 
 
 def argmax_log_prob(
@@ -35,9 +41,10 @@ def argmax_log_prob(
     Gumbel noise gives log softmax, and normal noise with two classes log Φ(δ/√2); both use that formula.
 
     Args:
-        scores: (…, C), C ≥ 2, any floating type. −inf removes a class; NaN gives NaN.
+        scores: (…, C), C ≥ 2, any floating type. −inf removes a class.
         target: (…) integer class indices in [0, C).
-        noise: "normal", "gumbel" or a ``lossmith.noise.Noise``.
+        noise: a name ("normal", "gumbel", "logistic", "laplace", "studentt", "uniform", "exponential") or a
+            ``lossmith.noise.Noise``.
         scale: σ > 0: a number, or a tensor that broadcasts to ``scores[..., :1]``; a tensor receives gradients.
         margin: caps the lead z_y − z_j that still earns credit, ≥ 0, in units of the scores; no gradient flows beyond it.
 
@@ -63,16 +70,18 @@ def argmax_log_prob(
     distribution = noises.get(noise)
     check_scores(scores)
     check_target(target, scores)
+    if margin is not None and not margin >= 0:
+        raise ValueError(f"margin: expected a number ≥ 0 in units of the scores, got {margin}")
+    scale = checked_scale(scale, _compute_type(scores))
+    check_score_values(scores)
     z = _compute_type(scores)
     index = target.long().unsqueeze(-1)
     if margin is not None:
-        if not margin >= 0:
-            raise ValueError(f"margin: expected a number ≥ 0 in units of the scores, got {margin}")
         z = torch.maximum(z, z.gather(-1, index) - margin)
-    z = z / checked_scale(scale, z)
+    z = z / scale
     log_p = distribution.closed_form_log_probs(z)
     if log_p is None:
-        log_p = reference.log_prob(z.reshape(-1, z.shape[-1]), index.reshape(-1), distribution).reshape(target.shape)
+        log_p = reference.log_prob(_rows(z), target.long().flatten(), distribution).view_as(target)
     else:
         log_p = log_p.gather(-1, index).squeeze(-1)
     return log_p.to(scores.dtype)
@@ -86,7 +95,7 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
 
     Args:
         scores: (…, C), C ≥ 2, any floating type. −inf removes a class.
-        noise: "normal", "gumbel" or a ``lossmith.noise.Noise``.
+        noise: a name, or a ``lossmith.noise.Noise``.
         scale: σ > 0: a number, or a tensor that broadcasts to ``scores[..., :1]``.
 
     Returns:
@@ -100,12 +109,61 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
     """
     distribution = noises.get(noise)
     check_scores(scores)
-    z = _compute_type(scores)
-    z = z / checked_scale(scale, z)
+    scale = checked_scale(scale, _compute_type(scores))
+    check_score_values(scores)
+    z = _compute_type(scores) / scale
     log_p = distribution.closed_form_log_probs(z)
     if log_p is None:
-        log_p = reference.log_probs(z.reshape(-1, z.shape[-1]), distribution).reshape(z.shape)
+        log_p = reference.log_probs(_rows(z), distribution).view_as(z)
     return log_p.to(scores.dtype)
+
+
+def topk_log_prob(
+    scores: Tensor, target: Tensor, k: int, *, noise: str | Noise = "normal", scale: float | Tensor = 1.0
+) -> Tensor:
+    r"""Log-probability that the target is among the k highest noisy scores.
+
+    With scores z, target y and independent noise ε_j of cdf F and density f, computes, in units of the scale,
+
+        log ∫ f(u − z_y) P(at most k − 1 rivals exceed u) du,
+
+    where the number of rivals that exceed u is a sum of independent trials of chance 1 − F(u − z_j). k = 1 is
+    ``argmax_log_prob``; k = C is certain.
+
+    Args:
+        scores: (…, C), C ≥ 2, any floating type. −inf removes a class; if fewer than k others are left, the rest is certain.
+        target: (…) integer class indices in [0, C).
+        k: from 1 to C.
+        noise: a name, or a ``lossmith.noise.Noise``.
+        scale: σ > 0: a number, or a tensor that broadcasts to ``scores[..., :1]``.
+
+    Returns:
+        (…) log-probabilities, ≤ 0; dtype and device of ``scores``; differentiable twice.
+
+    Raises:
+        TypeError, ValueError: as ``argmax_log_prob``, and for k.
+
+    Range: as ``argmax_log_prob``, for k up to 100.
+    Cost: k times that of ``argmax_log_prob`` and more (a product of C polynomials for each threshold).
+    Source: the Poisson-binomial distribution; product tree and tilting are derived in ``threshold/rank.py``.
+
+    >>> topk_log_prob(torch.zeros(5), torch.tensor(0), 2).exp()
+    tensor(0.4000)
+    """
+    distribution = noises.get(noise)
+    check_scores(scores)
+    check_target(target, scores)
+    check_rank(k, scores)
+    if k == 1:
+        return argmax_log_prob(scores, target, noise=distribution, scale=scale)
+    scale = checked_scale(scale, _compute_type(scores))
+    check_score_values(scores)
+    if k == scores.shape[-1]:
+        own = scores.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
+        return torch.where(own.isneginf(), -torch.inf, 0.0 * scores.masked_fill(scores.isneginf(), 0.0).sum(-1))
+    z = _compute_type(scores) / scale
+    log_p = reference.log_prob(_rows(z), target.long().flatten(), distribution, rank=k)
+    return log_p.view_as(target).to(scores.dtype)
 
 
 def standardize_scores(scores: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -132,6 +190,10 @@ def standardize_scores(scores: Tensor, keep: Tensor | None = None) -> Tensor:
         mean = (z * share).sum()
         variance = ((z - mean).square() * share).sum()
     return ((z - mean) / variance.clamp_min(1e-12).sqrt()).to(scores.dtype)
+
+
+def _rows(scores: Tensor) -> Tensor:
+    return scores.reshape(-1, scores.shape[-1])
 
 
 def _compute_type(scores: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class AccuracyLoss(ClassificationLoss):
     ==============================================  ========  ===  ========
 
     Args:
-        noise: "normal", "gumbel" or a ``lossmith.noise.Noise``.
+        noise: a name (see ``lossmith.noise``), or a ``lossmith.noise.Noise``.
         scale: σ > 0, the noise's multiplier, in units of the scores: a number, or a tensor that broadcasts to
             ``scores[..., :1]`` once the classes are last. A number may be set between steps (``training.ScaleSchedule`` does,
             and keeps it in its own ``state_dict``); a ``torch.nn.Parameter`` is learned with the model.
@@ -107,6 +107,8 @@ class AccuracyLoss(ClassificationLoss):
         else:
             index, keep = self.split_ignored(scores, target)
             weight = self.sample_weight(index, keep, scores)
+            if not keep.all():  # what stands in an ignored row, be it NaN, is nobody's business
+                scores = scores.masked_fill(~keep.unsqueeze(-1), 0.0)
         if self.standardize:
             scores = functional.standardize_scores(scores, keep)
         if index is not None and not self.label_smoothing:

@@ -1,194 +1,241 @@
-r"""The threshold integral in plain torch: CPU or CUDA, float32 or float64, differentiable; the oracle for faster kernels.
+r"""The threshold integral in plain torch, any device, differentiable twice; the oracle for faster kernels.
 
-With unit noise of cdf F and density f, class k has the highest noisy score with probability
+With unit noise of cdf F and density f, a class of score 0 beats its rivals z_j when its noisy score u exceeds T, the highest
+of theirs (or the k-th highest, for being among the top k):
 
-    p_k = ∫ f(u − z_k) Π_{j≠k} F(u − z_j) du                                                                  (1)
+    p = ∫ f(u) P(T < u) du        1 − p = ∫ f(u) P(T > u) du        log P(T < u) = Σ_j log F(u − z_j) for k = 1.      (1)
 
-where u is the value that the winning score takes. The integrand is log-concave: one mode, which lies anywhere between
-z_k and halfway to a far rival. So the nodes are placed row by row: find the mode, find where the integrand has fallen by
-``drop`` nats, and put an equidistant rule between. On an analytic integrand that has died out at both ends the
-trapezoidal rule converges exponentially (Trefethen & Weideman, SIAM Review 56(3), 2014). Only logarithms are summed, so
-nothing underflows. The integral does not depend on where its nodes are: they are constants for differentiation.
+**Which of the two.** Both integrands are positive, so that each integral keeps its relative accuracy however small it is; the
+larger of p and 1 − p then follows from the smaller as log p = log1p(−(1 − p)) without loss. A row integrates the smaller one:
+a sure right answer keeps the digits of 1 − p, a hopeless one those of p. The gradient gains the same: that of
+log(1 − p), which lives at thresholds a rival could win, is not drowned by the mass around the target.
 
-Scores come in units of the noise, as (rows, C). −inf removes a class; NaN gives NaN.
+**Where, and how many.** Edges are laid around the two places where an integrand of (1) can bend, the target's own noise
+and the noise of its strongest rival, at distances growing by factors of 4 until the tails of F have died out, or, if they
+are algebraic, have fallen below 1e-18. ``panels.refine`` halves what lies between until each piece is resolved. Where f
+or F is not smooth (``noise.kinks``) the pieces are also cut at every such point that matters, and move with the scores, since
+a derivative of the integral has a term from them. Otherwise nodes are constants for differentiation.
+
+Scores come in units of the noise, as (rows, C). −inf removes a class.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lossmith.noise import Noise
+from lossmith.special import LOG_2, leader_from_rivals, log1mexp
+from lossmith.threshold.panels import INSPECTED, Panels, Rule, between, cut, gauss, nodes_of, refine, screen
+from lossmith.threshold.rank import log_tails
 
-
-class Rule(NamedTuple):
-    """How far and how finely to integrate."""
-
-    drop: float  # nats below the mode at which the integrand counts as zero: exp(−drop) is below the rounding error
-    nodes: int  # between the two ends of one class's integrand
-
-
-RULES = {torch.float64: Rule(drop=38.0, nodes=128), torch.float32: Rule(drop=18.0, nodes=40)}
+RULES = {torch.float64: Rule(drop=38.0, error=1e-14), torch.float32: Rule(drop=19.0, error=1e-8)}
+ROUGH = Rule(drop=38.0, error=1e-4)  # enough to see where the integrand lives
 
 CHUNK = 1 << 22  # most elements of one (rows, nodes, classes) block; larger work is cut up and recomputed in backward
-MAX_NEWTON_STEPS = 200
-MAX_DOUBLINGS = 60
+LIGHT = 800.0  # nats: a tail lighter than exp(−LIGHT) at some distance is over there
+FAR = 1e18  # where a class goes that is removed
+FEW = 0
+TIED = 1e-13  # kinks this near are one: the panel between them would be lost to rounding
 
 
-def log_prob(scores: Tensor, target: Tensor, noise: Noise) -> Tensor:
-    """log p of one class a row.
+def log_prob(scores: Tensor, target: Tensor, noise: Noise, rank: int = 1) -> Tensor:
+    """log P(the target is among the ``rank`` highest), one class a row.
 
     Args:
-        scores: (rows, C), C ≥ 2, float32 or float64.
+        scores: (rows, C), C ≥ 2, float32 or float64; no NaN, no +inf.
         target: (rows,) int64 class indices.
         noise: the distribution of ε.
+        rank: from 1 to C − 1.
 
     Returns:
         (rows,) log-probabilities, differentiable twice in ``scores``.
 
-    Cost: O(rows · C · nodes) time, O(CHUNK + rows · C) memory.
+    Cost: O(rows · C · nodes · rank) time, O(CHUNK + rows · C) memory; some 100 nodes a row for light tails, 400 for
+    algebraic ones, and 32 more for each kink within the range.
     """
+    dtype = scores.dtype
     own = target.unsqueeze(-1)
     own_score = scores.gather(-1, own)
-    impossible = own_score.isneginf()
+    lost = own_score.isneginf()
     # Measured from the target's score the nodes are exact near it, whatever the size of the scores.
-    centred = torch.where(impossible, 0.0, scores - own_score)
-    rule = RULES[scores.dtype]
+    centred = torch.where(lost, 0.0, scores.double() - own_score.double())
+    removed = centred.isneginf().scatter(-1, own, True)
+    rivals = centred.masked_fill(removed, -FAR)  # log F = 0 takes them out of the product
+
+    def log_integrands(rivals: Tensor, u: Tensor) -> Tensor:
+        return noise.log_prob(u).unsqueeze(-1) + torch.stack(log_tails(rivals, u, noise, rank, dtype), -1)
+
+    def smaller(total: Tensor) -> Tensor:
+        return total == total.amin(-1, keepdim=True)
+
     with torch.no_grad():
-        first = _end(centred, _lowest_contender(centred, own), noise, rule.drop, side=-1)
-        last = _end(centred, own, noise, rule.drop, side=1)
-        nodes, log_step = _grid(first, last, rule.nodes, like=scores)
-    rivals = centred.scatter(-1, own, -math.inf)  # log F(∞) = 0 takes the target out of the product
+        anchors = torch.cat([torch.zeros_like(own_score.double()), rivals.amax(-1, keepdim=True)], -1)
+        panels, total = _place(rivals, anchors, centred, noise, log_integrands, smaller, RULES[dtype])
+        complement = total[:, 1] < total[:, 0]
+        ends, exists = nodes_of(panels, len(scores))
+    if _jumps(noise):
+        kinks = _kinks(centred, noise)
+        for kink in noise.kinks:  # the target's stay at rest, and what coincides with one must too, since f jumps there
+            kinks = torch.where((kinks - kink).abs() < TIED, kink, kinks)
+        ends = _follow(ends, exists, kinks)
+    nodes, log_weight = gauss(ends, exists)
+    some = exists.any(-1) & ~lost.squeeze(-1)
 
-    def integral(rivals: Tensor, nodes: Tensor) -> Tensor:
-        log_cdf = noise.log_cdf(nodes.unsqueeze(-1) - rivals.unsqueeze(-2)).sum(-1)
-        return _logsumexp(noise.log_prob(nodes) + log_cdf, dim=-1)
+    def integral(rivals: Tensor, nodes: Tensor, log_weight: Tensor, complement: Tensor, some: Tensor) -> Tensor:
+        below, above = log_tails(rivals, nodes, noise, rank, dtype)
+        log = noise.log_prob(nodes) + torch.where(complement.unsqueeze(-1), above, below) + log_weight
+        return _logsumexp(torch.where(some.unsqueeze(-1), log, 0.0), -1)
 
-    log_p = _by_rows(integral, rivals, nodes) + log_step.squeeze(-1)
-    return torch.where(impossible.squeeze(-1), -math.inf, log_p)
+    log_i = _by_rows(integral, rivals, nodes, log_weight, complement, some)
+    log_i = torch.where(some, log_i, -math.inf)
+    sure = torch.where(some & complement, log_i, -LOG_2)
+    log_p = torch.where(complement, torch.where(some, log1mexp(sure), 0.0), log_i)
+    return torch.where(lost.squeeze(-1), -math.inf, log_p).to(dtype)
 
 
 def log_probs(scores: Tensor, noise: Noise) -> Tensor:
     """log p of every class, from one set of nodes: the product of all F once, times f/F at each class.
 
+    A class above one half gets its log p from the sum of the others, which is what (1) comes to.
+
     Args:
-        scores: (rows, C), C ≥ 2, float32 or float64.
+        scores: (rows, C), C ≥ 2, float32 or float64; no NaN, no +inf.
         noise: the distribution of ε.
 
     Returns:
         (rows, C) log-probabilities, differentiable twice. The gradient of log p_k in z_k itself is good to the rounding of
         1, not of its own size: as with softmax, a gradient of 1e-12 has few digits. ``log_prob`` keeps them.
 
-    Cost: as ``log_prob``, times about a tenth of the spread of the scores in scales, but at most times C.
+    Cost: as ``log_prob``, with about 5 nodes more for each scale between the highest and the lowest score, but at most C times.
     """
-    present = ~scores.isneginf()
-    centred = scores - scores.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
-    rule = RULES[scores.dtype]
+    dtype = scores.dtype
+    removed = scores.isneginf()
+    z = scores.double()
+    top = z.amax(-1, keepdim=True)
+    centred = torch.where(removed, -math.inf, z - torch.where(top.isneginf(), 0.0, top.detach()))
+    finite = centred.masked_fill(removed, -FAR)
+    lowest = torch.where(removed, 0.0, centred).amin(-1, keepdim=True)
+    spread, reach = lowest.neg().max().item() if len(scores) else 0.0, _distances(noise)[-1]
+    # Each class with nodes of its own is cheaper where they are far apart, safer where algebraic tails leave every one of them
+    # a peak of its own, and needed where f jumps, since nodes must then follow each class. At a mere kink of f only the
+    # second derivatives at ties need it: few classes get them.
+    wide = spread > (16 * scores.shape[-1] if reach < FAR else 64)
+    if wide or _jumps(noise) or (noise.kinks and scores.shape[-1] <= FEW):
+        classes = torch.arange(scores.shape[-1], device=scores.device).repeat(len(scores))
+        return log_prob(scores.repeat_interleave(scores.shape[-1], 0), classes, noise).view_as(scores)
+
+    def log_integrands(finite: Tensor, u: Tensor) -> Tensor:
+        x = u.unsqueeze(-1) - finite.unsqueeze(-2)
+        log_cdf = noise.log_cdf(x.to(dtype)).double()
+        product = log_cdf.sum(-1, keepdim=True)
+        impossible = product.isneginf()  # some F is 0; then so are all products, and f at the class itself
+        rest = torch.where(impossible, 0.0, product) - torch.where(impossible, 0.0, log_cdf)
+        return torch.where(impossible, -math.inf, rest + noise.log_prob(x))
+
     with torch.no_grad():
-        top = centred.argmax(-1, keepdim=True)
-        bottom = torch.where(present, centred, math.inf).argmin(-1, keepdim=True)
-        first = _end(centred, bottom, noise, rule.drop, side=-1)
-        last = _end(centred, top, noise, rule.drop, side=1)
-        top_width = last - _end(centred, top, noise, rule.drop, side=-1)
-        bottom_width = _end(centred, bottom, noise, rule.drop, side=1) - first
-        spread = (last - first) / torch.minimum(top_width, bottom_width)
-        widest = spread.max().item() if len(scores) else 1.0
-    if not widest <= scores.shape[-1]:  # then each class with nodes of its own is cheaper
-        classes = range(scores.shape[-1])
-        each = [log_prob(scores, torch.full_like(top.squeeze(-1), k), noise) for k in classes]
-        return torch.stack(each, -1)
-    nodes, log_step = _grid(first, last, math.ceil(rule.nodes * widest), like=scores)
-    finite = torch.where(present, centred, 0.0)
+        anchors = torch.cat([torch.zeros_like(lowest), lowest / 2, lowest], -1)
+        present = ~removed
+        panels, _ = _place(finite, anchors, centred, noise, log_integrands, lambda _: present, RULES[dtype])
+        ends, exists = nodes_of(panels, len(scores))
+    if noise.kinks:
+        ends = _follow(ends, exists, _kinks(centred, noise))
+    nodes, log_weight = gauss(ends, exists)
 
-    def integral(block: Tensor, nodes: Tensor) -> Tensor:
-        finite, present = block.unbind(-1)
-        x = nodes.unsqueeze(-1) - finite.unsqueeze(-2)
-        log_cdf = noise.log_cdf(x) * present.unsqueeze(-2)
-        return _logsumexp(log_cdf.sum(-1, keepdim=True) - log_cdf + noise.log_prob(x), dim=-2)
+    def integral(finite: Tensor, nodes: Tensor, log_weight: Tensor) -> Tensor:
+        return _logsumexp(log_integrands(finite, nodes) + log_weight.unsqueeze(-1), dim=-2)
 
-    log_p = _by_rows(integral, torch.stack([finite, present.to(finite)], -1), nodes) + log_step
-    return torch.where(present, log_p, -math.inf)
+    log_p = torch.where(removed, -math.inf, _by_rows(integral, finite, nodes, log_weight))
+    return leader_from_rivals(log_p).to(dtype)
 
 
-def _grid(first: Tensor, last: Tensor, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Equidistant nodes, (rows, count), and the logarithm of their distance, (rows, 1), in the dtype of ``like``."""
-    # Scores of 1e12 and more round the ends together; any width will do beside a log p of their square.
-    width = (last - first).clamp_min(1e-6)
-    fractions = torch.linspace(0, 1, count, dtype=first.dtype, device=first.device)
-    return (first + width * fractions).to(like), (width / (count - 1)).log().to(like)
+def _place(
+    rivals: Tensor,
+    anchors: Tensor,
+    all_scores: Tensor,
+    noise: Noise,
+    log_integrands: Callable[[Tensor, Tensor], Tensor],
+    wanted: Callable[[Tensor], Tensor],
+    rule: Rule,
+) -> tuple[Panels, Tensor]:
+    """Panels for the integrands, and their log integrals; ``anchors`` (rows, a) are where they may bend."""
+    rows, classes = rivals.shape
+    step = max(1, CHUNK // (classes * len(INSPECTED)))
+
+    def integrand(row: Tensor, u: Tensor) -> Tensor:
+        blocks = zip(row.split(step), u.split(step), strict=True)
+        return torch.cat([log_integrands(rivals[i], block) for i, block in blocks])
+
+    distance = torch.tensor(_distances(noise), dtype=anchors.dtype, device=anchors.device)
+    around = torch.cat([-distance.flip(0), distance])
+    centre = noise.icdf(anchors.new_tensor([0.5]))
+    edges = (anchors.unsqueeze(-1) + centre + around).flatten(-2).sort(-1).values
+    panels = between(edges, least=0.5 * float(distance[0]))
+    if noise.kinks:
+        panels = cut(panels, _kinks(anchors, noise))  # else both ends of a panel may lie outside the support
+    panels = screen(panels, rows, integrand, rule)
+    if noise.kinks:
+        panels, _ = refine(panels, rows, integrand, lambda total: torch.ones_like(total, dtype=torch.bool), ROUGH)
+        panels = cut(panels, _kinks(all_scores, noise))
+    return refine(panels, rows, integrand, wanted, rule)
+
+
+def _distances(noise: Noise) -> list[float]:
+    """From the middle of the noise outwards, in factors of 4, to where its tails have died out."""
+    half = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    middle = noise.icdf(torch.tensor([0.5], dtype=torch.float64))
+    unit = float(noise.icdf(half).diff()) / 1.35
+    distance = unit * 4.0 ** torch.arange(31, dtype=torch.float64)
+    alive = (noise.log_cdf(middle - distance) > -LIGHT) | (noise.log_sf(middle + distance) > -LIGHT)
+    return [float(d) for d in distance[: int(alive.sum()) + 1]]
+
+
+def _jumps(noise: Noise) -> bool:
+    """Whether the density jumps at a kink."""
+    at = torch.tensor(noise.kinks, dtype=torch.float64)
+    return bool((noise.log_prob(at + 1e-9).exp() - noise.log_prob(at - 1e-9).exp()).abs().gt(1e-6).any())
+
+
+def _kinks(scores: Tensor, noise: Noise) -> Tensor:
+    """Where the integrand is not smooth, (rows, C · kinks) ascending; a removed class repeats the lowest of the others."""
+    removed = scores.isneginf()
+    filled = torch.where(removed, scores.detach().masked_fill(removed, math.inf).amin(-1, keepdim=True), scores)
+    return (filled.unsqueeze(-1) + scores.new_tensor(noise.kinks)).flatten(-2).sort(-1).values
+
+
+def _follow(ends: Tensor, exists: Tensor, kinks: Tensor) -> Tensor:
+    """The ends of panels, (rows, most, 2), tied to the kinks on either side of the panel, so that they move with them."""
+    # Those that coincide move as one, so that no gap opens between the panels on either side of them.
+    new = torch.nn.functional.pad(kinks.diff(dim=-1) > TIED, (1, 0), value=True)
+    first = torch.where(new, torch.arange(kinks.shape[-1], device=kinks.device), 0).cummax(-1).values
+    kinks = kinks.gather(-1, first)
+    bound = torch.cat([kinks[:, :1] - 1, kinks, kinks[:, -1:] + 1], -1)  # beyond the outermost: in step with it
+    right = torch.searchsorted(kinks.detach(), ends.mean(-1)) + 1
+    low, high = bound.gather(-1, right - 1).unsqueeze(-1), bound.gather(-1, right).unsqueeze(-1)
+    share = (ends - low.detach()) / (high - low).detach()
+    return torch.where(exists.unsqueeze(-1), low + (high - low) * share, ends)
 
 
 def _logsumexp(x: Tensor, dim: int) -> Tensor:
-    """As torch's, with weights that sum to 1 in backward: torch takes them from the rounded sum, which is off for |x| ≫ 1."""
-    peak = x.detach().amax(dim, keepdim=True).nan_to_num(neginf=0.0)
-    return (x - peak).logsumexp(dim) + peak.squeeze(dim)
+    """As torch's, with weights that sum to 1 in backward: torch takes them from the rounded sum, which is off for |x| ≫ 1.
 
-
-def _lowest_contender(centred: Tensor, own: Tensor) -> Tensor:
-    """The class whose integrand bounds the threshold from below, (rows, 1).
-
-    It is the target if that trails. Where it leads, the gradient lives at thresholds that its strongest rival could win,
-    far left of the mode of (1), and these must be covered as well.
+    −inf throughout gives −inf, and no gradient.
     """
-    rival = centred.scatter(-1, own, -math.inf)
-    best, best_index = rival.max(-1, keepdim=True)
-    reach = -2 * math.sqrt(-math.log(torch.finfo(centred.dtype).tiny))  # beyond it the gradient underflows
-    return torch.where((best < 0) & (best > reach), best_index, own)
+    peak = x.detach().amax(dim, keepdim=True)
+    nothing = peak.isneginf()
+    peak = torch.where(nothing, 0.0, peak)
+    total = torch.where(nothing, 0.0, x - peak).logsumexp(dim)
+    return torch.where(nothing.squeeze(dim), -math.inf, total + peak.squeeze(dim))
 
 
-def _by_rows(integral: Callable[[Tensor, Tensor], Tensor], scores: Tensor, nodes: Tensor) -> Tensor:
-    """``integral(scores, nodes)``, a block of rows at a time where all at once would take too much memory."""
-    rows = max(1, CHUNK // (scores.shape[1] * nodes.shape[1]))
-    if rows >= len(scores):
-        return integral(scores, nodes)
-    blocks = zip(scores.split(rows), nodes.split(rows), strict=True)
+def _by_rows(integral: Callable[..., Tensor], scores: Tensor, nodes: Tensor, *others: Tensor) -> Tensor:
+    """``integral(scores, nodes, …)``, a block of rows at a time where all at once would take too much memory."""
+    step = max(1, CHUNK // max(1, scores.shape[1] * nodes.shape[1]))
+    if step >= len(scores):
+        return integral(scores, nodes, *others)
+    blocks = zip(*(tensor.split(step) for tensor in (scores, nodes, *others)), strict=True)
     return torch.cat([checkpoint(integral, *block, use_reentrant=False) for block in blocks])
-
-
-def _end(scores: Tensor, index: Tensor, noise: Noise, drop: float, side: int) -> Tensor:
-    """The threshold left (side −1) or right (+1) of the mode of a class's integrand, ``drop`` nats or more below it.
-
-    In float64 whatever the scores are: far out the curvature is a small difference of large terms.
-    """
-    scores = scores.double()
-    own = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, index, True)
-
-    def log_integrand(u: Tensor) -> Tensor:
-        x = u - scores
-        return torch.where(own, noise.log_prob(x), noise.log_cdf(x)).sum(-1, keepdim=True)
-
-    def slope(u: Tensor) -> Tensor:
-        x = u - scores
-        return torch.where(own, noise.score(x), noise.hazard(x)).sum(-1, keepdim=True)
-
-    def curvature(u: Tensor) -> Tensor:
-        x = u - scores
-        return torch.where(own, noise.score_slope(x), noise.hazard_slope(x)).sum(-1, keepdim=True)
-
-    # The slope is convex and decreasing, and positive where the density of the class itself peaks: from there Newton's
-    # method climbs to the mode without passing it. Within half a nat of the top is near enough.
-    u = scores.gather(-1, index) + noise.mode
-    for _ in range(MAX_NEWTON_STEPS):
-        rise, bend = slope(u), curvature(u)
-        step = -rise / bend
-        if not (rise * step > 1).any():
-            break
-        u = u + step
-    level = log_integrand(u) - drop
-    # Go out until below the level, then come back: on a concave function Newton's method from outside stays outside.
-    width = (-2 * drop / bend).sqrt()
-    for _ in range(MAX_DOUBLINGS):
-        inside = log_integrand(u + side * width) > level
-        if not inside.any():
-            break
-        width = torch.where(inside, 2 * width, width)
-    end = u + side * width
-    for _ in range(3):
-        closer = end + (level - log_integrand(end)) / slope(end)
-        end = torch.where(side * (closer - u) > 0, closer, end)  # rounding, or inf/inf, must not cross the mode
-    return end

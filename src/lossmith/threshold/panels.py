@@ -1,0 +1,170 @@
+r"""Where the nodes go: panels of Gauss–Legendre nodes, cut in two until each resolves the integrand.
+
+A panel's 16 values are expanded in Legendre polynomials. On a smooth integrand of size a the coefficients fall geometrically,
+c_k ~ a ρ^(−k), and Gauss's rule errs by about a ρ^(−32), which is c² / a for the last of them: where that is below ``error``
+times the row's integral, the panel is done; otherwise it is halved (Trefethen, "Approximation theory and approximation
+practice", ch. 19). Panels whose values all lie ``drop`` nats below the integral are left alone, and get no
+nodes in the end. Their two ends are looked at as well: a peak hidden between the nodes of a wide panel shows on the side
+of the panel that holds it, so that halving closes in on it. All values are logarithms: nothing underflows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NODES = 16  # of one panel
+MAX_ROUNDS = 200
+_points, _weights = np.polynomial.legendre.leggauss(NODES)
+_last_three = np.polynomial.legendre.legvander(_points, NODES - 1)[:, -3:] * (np.arange(NODES - 3, NODES) + 0.5)
+POINTS = torch.from_numpy((_points + 1) / 2)  # on [0, 1]
+LOG_WEIGHTS = torch.from_numpy(np.log(_weights / 2))
+LAST_COEFFICIENTS = torch.from_numpy(_weights[:, None] * _last_three)
+INSPECTED = torch.cat([POINTS, POINTS.new_tensor([0.0, 1.0])])
+
+
+class Rule(NamedTuple):
+    """How far and how finely to integrate."""
+
+    drop: float  # nats below the integral at which a panel counts as zero
+    error: float  # of a panel that is done, relative to the integral
+
+
+class Panels(NamedTuple):
+    """Intervals of the threshold, those of all rows in one list; (n,) each."""
+
+    row: Tensor
+    left: Tensor
+    right: Tensor
+
+    def select(self, mask: Tensor) -> Panels:
+        """The panels where ``mask`` is true."""
+        return Panels(*(column[mask] for column in self))
+
+    def join(self, other: Panels) -> Panels:
+        """These and the others."""
+        return Panels(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+
+
+class _Sizes(NamedTuple):
+    """Of each panel's integrands, (n, outputs) each, as logarithms."""
+
+    area: Tensor
+    peak: Tensor
+    tail: Tensor
+
+
+Integrand = Callable[[Tensor, Tensor], Tensor]  # rows (n,), thresholds (n, m) -> log integrands (n, m, outputs)
+
+
+def between(edges: Tensor, least: float) -> Panels:
+    """Panels between successive edges, (rows, m) ascending; an edge nearer than ``least`` to the one before is skipped."""
+    keep = torch.nn.functional.pad(edges.diff(dim=-1) >= least, (1, 0), value=True)
+    row = torch.arange(len(edges), device=edges.device).unsqueeze(-1).expand_as(edges)[keep]
+    edge = edges[keep]
+    same = row[1:] == row[:-1]
+    return Panels(row[1:][same], edge[:-1][same], edge[1:][same])
+
+
+def screen(panels: Panels, rows: int, integrand: Integrand, rule: Rule) -> Panels:
+    """The panels that may count: one whose ends both lie far below the highest end of its row does not."""
+    log = integrand(panels.row, torch.stack([panels.left, panels.right], -1)).amax(-2)
+    log = log + (panels.right - panels.left).log().unsqueeze(-1)
+    best = log.new_full((rows, log.shape[-1]), -math.inf)
+    best = best.scatter_reduce(0, panels.row.unsqueeze(-1).expand_as(log), log, "amax")
+    return panels.select((log > best[panels.row] - 2 * rule.drop).any(-1))
+
+
+def refine(
+    panels: Panels, rows: int, integrand: Integrand, wanted: Callable[[Tensor], Tensor], rule: Rule
+) -> tuple[Panels, Tensor]:
+    """Halve panels until every integral that is wanted is resolved.
+
+    Args:
+        panels: a cover of the range, fine enough that no two peaks share a panel.
+        rows: how many rows there are.
+        integrand: the logarithms of the integrands.
+        wanted: from the log integrals so far, (rows, outputs), to those that matter, boolean of the same shape.
+        rule: when a panel is done, and when it counts as zero.
+
+    Returns:
+        The panels that do not count as zero, in the order of their rows, and the log integrals, (rows, outputs).
+    """
+    sizes = _sizes(panels, integrand)
+    for _ in range(MAX_ROUNDS):
+        total = _sum_by_row(sizes.area, panels.row, rows)
+        level = torch.where(wanted(total), total, math.inf)[panels.row]
+        counts = sizes.peak > level - rule.drop
+        middle = (panels.left + panels.right) / 2
+        divisible = (panels.right - panels.left) > 64 * torch.finfo(middle.dtype).eps * middle.abs()
+        rough = (counts & (2 * sizes.tail - sizes.peak > level + math.log(rule.error))).any(-1) & divisible
+        if not rough.any():
+            break
+        lower, upper = panels._replace(right=middle).select(rough), panels._replace(left=middle).select(rough)
+        halves = lower.join(upper)
+        panels = panels.select(~rough).join(halves)
+        sizes = _Sizes(*(torch.cat([old[~rough], new]) for old, new in zip(sizes, _sizes(halves, integrand), strict=True)))
+    order = panels.row.argsort(stable=True)
+    return panels.select(order[counts.any(-1)[order]]), total
+
+
+def cut(panels: Panels, at: Tensor) -> Panels:
+    """The panels broken where a point of ``at`` (rows, m) lies inside a row's range."""
+    rows = len(at)
+    first = at.new_full((rows,), math.inf).scatter_reduce(0, panels.row, panels.left, "amin")
+    last = at.new_full((rows,), -math.inf).scatter_reduce(0, panels.row, panels.right, "amax")
+    inside = (at > first.unsqueeze(-1)) & (at < last.unsqueeze(-1))
+    row = torch.arange(rows, device=at.device).unsqueeze(-1).expand_as(at)[inside]
+    edge = torch.cat([panels.left, panels.right, at[inside]])
+    row = torch.cat([panels.row, panels.row, row])
+    order = edge.argsort(stable=True)
+    order = order[row[order].argsort(stable=True)]
+    row, edge = row[order], edge[order]
+    proper = (row[1:] == row[:-1]) & (edge[1:] > edge[:-1])
+    return Panels(row[1:][proper], edge[:-1][proper], edge[1:][proper])
+
+
+def nodes_of(panels: Panels, rows: int) -> tuple[Tensor, Tensor]:
+    """Ends of each row's panels, (rows, most, 2), and the mask of those that exist, (rows, most)."""
+    count = torch.bincount(panels.row, minlength=rows)
+    most = max(1, int(count.max())) if rows else 1
+    place = torch.arange(len(panels.row), device=panels.row.device) - (count.cumsum(0) - count)[panels.row]
+    ends = panels.left.new_zeros(rows, most, 2)
+    ends[panels.row, place] = torch.stack([panels.left, panels.right], -1)
+    exists = torch.arange(most, device=count.device) < count.unsqueeze(-1)
+    return ends, exists
+
+
+def gauss(ends: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+    """Thresholds and their log weights, (rows, most · 16) each; a panel that does not exist weighs nothing."""
+    left, right = ends.unsqueeze(-2).unbind(-1)
+    nodes = left + (right - left) * POINTS.to(ends)
+    width = torch.where(exists.unsqueeze(-1), right - left, 1.0)
+    log_weight = torch.where(exists.unsqueeze(-1), width.log() + LOG_WEIGHTS.to(ends), -math.inf)
+    return nodes.flatten(-2), log_weight.flatten(-2)
+
+
+def _sizes(panels: Panels, integrand: Integrand) -> _Sizes:
+    width = (panels.right - panels.left).unsqueeze(-1)
+    u = panels.left.unsqueeze(-1) + width * INSPECTED.to(width)
+    log = integrand(panels.row, u)
+    peak = log.amax(-2)
+    finite = torch.where(peak.isneginf(), 0.0, peak)
+    value = (log[:, :NODES] - finite.unsqueeze(-2)).exp()
+    area = (value * LOG_WEIGHTS.exp().to(value).unsqueeze(-1)).sum(-2)
+    last = [(value * column.unsqueeze(-1)).sum(-2).abs() for column in LAST_COEFFICIENTS.to(value).unbind(-1)]
+    scale = finite + width.log()
+    return _Sizes(area.log() + scale, peak + width.log(), torch.stack(last).amax(0).log() + scale)
+
+
+def _sum_by_row(log: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Log of the sum of each row's exponentials, (rows, outputs)."""
+    index = row.unsqueeze(-1).expand_as(log)
+    peak = log.new_full((rows, log.shape[-1]), -math.inf).scatter_reduce(0, index, log, "amax")
+    peak = torch.where(peak.isneginf(), 0.0, peak)
+    return log.new_zeros(rows, log.shape[-1]).scatter_add(0, index, (log - peak[row]).exp()).log() + peak

@@ -1,0 +1,134 @@
+r"""The distribution of T, the k-th highest of the rivals' noisy scores, at given thresholds u.
+
+T < u when at most k − 1 rivals exceed u. Their number N is a sum of independent trials with chances S_j = 1 − F(u − z_j), a
+Poisson-binomial variable: P(N = m) is the coefficient of t^m in Π_j (F_j + S_j t). The product is taken pairwise, up a
+tree, and cut at degree k − 1; all coefficients are positive, so no digits are lost, and two devices keep them in range:
+
+* For P(N ≤ k − 1), when more than k rivals are expected above u, each trial is tilted to odds S_j e^θ : F_j, with θ < 0 such
+  that k − ½ are expected. Then the coefficients near k − 1, which carry the sum, are the large ones. Undone afterwards by
+  P(N = m) = c_m e^(−θm) Π_j (F_j + S_j e^θ).
+* For P(N ≥ k), the mass beyond k − 1 is carried along as one more coefficient, instead of 1 minus the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lossmith.noise import Noise
+from lossmith.special import log1mexp
+
+BUDGET = 1 << 22  # most elements of one level of the tree; more thresholds are taken in turn, and recomputed in backward
+NEAR = 0.1  # how well θ is found; it need not be exact
+CERTAIN = 1e8  # log odds beyond which a trial is settled
+
+
+def log_tails(rivals: Tensor, u: Tensor, noise: Noise, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """log P(T < u) and log P(T > u) for the ``rank``-th highest noisy rival T.
+
+    Args:
+        rivals: (rows, C) scores in float64.
+        u: (rows, nodes) thresholds in float64.
+        noise: the distribution of ε.
+        rank: k ≥ 1.
+        dtype: in which F is evaluated; sums are float64.
+
+    Returns:
+        Two (rows, nodes) tensors in float64, differentiable twice.
+
+    Cost: O(rows · nodes · C · k).
+    """
+    if rank == 1:
+        below = noise.log_cdf((u.unsqueeze(-1) - rivals.unsqueeze(-2)).to(dtype)).double().sum(-1)
+        return below, log1mexp(below)
+
+    def tails(u: Tensor) -> Tensor:
+        x = (u.unsqueeze(-1) - rivals.unsqueeze(-2)).to(dtype)
+        log_cdf, log_sf = noise.log_cdf(x).double(), noise.log_sf(x).double()
+        return torch.stack([_log_at_most(log_cdf, log_sf, rank - 1), _log_more_than(log_cdf, log_sf, rank - 1)], -1)
+
+    step = max(1, BUDGET // (rivals.numel() * rank))
+    blocks = u.split(step, -1)
+    parts = [tails(u)] if len(blocks) == 1 else [checkpoint(tails, block, use_reentrant=False) for block in blocks]
+    below, above = torch.cat(parts, -2).unbind(-1)
+    return below, above
+
+
+def _log_at_most(log_cdf: Tensor, log_sf: Tensor, most: int) -> Tensor:
+    """log P(N ≤ most), trials in the last dimension."""
+    log_odds = (log_sf - log_cdf).clamp(-CERTAIN, CERTAIN)
+    theta = _tilt(log_odds.detach(), most + 0.5).unsqueeze(-1)
+    coefficients = _product(torch.stack([torch.sigmoid(-log_odds - theta), torch.sigmoid(log_odds + theta)], -1), most + 1)
+    # θ is taken out where a trial is all but certain, lest large numbers cancel.
+    likely = (log_odds + theta > 0).detach()
+    norm = (torch.logaddexp(log_cdf, log_sf + theta) - theta * likely).sum(-1)
+    count = torch.arange(most + 1, dtype=norm.dtype, device=norm.device)
+    log = coefficients.clamp_min(torch.finfo(norm.dtype).tiny).log() - theta * (count - likely.sum(-1, keepdim=True))
+    hopeless = (log_cdf.isneginf().sum(-1) > most).unsqueeze(-1)
+    return torch.where(hopeless.squeeze(-1), -torch.inf, torch.where(hopeless, 0.0, log).logsumexp(-1) + norm)
+
+
+def _log_more_than(log_cdf: Tensor, log_sf: Tensor, most: int) -> Tensor:
+    """log P(N > most), trials in the last dimension."""
+    trials = torch.stack([log_cdf.exp(), log_sf.exp(), torch.zeros_like(log_cdf)], -1)
+    beyond = _product_with_rest(trials, most + 1)
+    possible = beyond > 0
+    return torch.where(possible, torch.where(possible, beyond, 1.0).log(), -torch.inf)
+
+
+def _tilt(log_odds: Tensor, expected: float) -> Tensor:
+    """θ ≤ 0 at which Σ sigmoid(log_odds + θ) comes down to about ``expected``; 0 where it is no more than that already."""
+    high = torch.zeros_like(log_odds[..., 0])
+    low = torch.logit(high + expected / log_odds.shape[-1], eps=1e-6) - log_odds.amax(-1)
+    low = torch.where(torch.sigmoid(log_odds).sum(-1) > expected, low.clamp_max(0.0), 0.0)
+    while ((high - low) > NEAR).logical_and(low < 0).any():
+        middle = (low + high) / 2
+        many = torch.sigmoid(log_odds + middle.unsqueeze(-1)).sum(-1) > expected
+        low, high = torch.where(many, low, middle), torch.where(many, middle, high)
+    return low
+
+
+def _product(polynomials: Tensor, terms: int) -> Tensor:
+    """The first ``terms`` coefficients of the product of polynomials (…, n, 2), (…, terms)."""
+    while polynomials.shape[-2] > 1:
+        a, b = _pairs(polynomials)
+        polynomials = _multiply(a, b, terms)
+    return _fitted(polynomials.squeeze(-2), terms)
+
+
+def _product_with_rest(polynomials: Tensor, terms: int) -> Tensor:
+    """Of the product of polynomials (…, n, 2) whose coefficients sum to 1, those from ``terms`` on, summed.
+
+    The last entry of each, at first 0, holds that sum.
+    """
+    while polynomials.shape[-2] > 1:
+        a, b = _pairs(polynomials)
+        a, rest_a, b, rest_b = a[..., :-1], a[..., -1:], b[..., :-1], b[..., -1:]
+        # a_i meets all of b from degree terms − i on.
+        b_from = _fitted(b, terms + 1).flip(-1).cumsum(-1)[..., : a.shape[-1]]
+        rest = rest_a + (a * b_from).sum(-1, keepdim=True) + a.sum(-1, keepdim=True) * rest_b
+        polynomials = torch.cat([_multiply(a, b, terms), rest], -1)
+    return polynomials.squeeze(-2)[..., -1]
+
+
+def _pairs(polynomials: Tensor) -> tuple[Tensor, Tensor]:
+    """Neighbours, as two tensors (…, n/2, d); an odd one out meets the polynomial 1."""
+    if polynomials.shape[-2] % 2:
+        one = torch.zeros_like(polynomials[..., :1, :])
+        one[..., 0] = 1
+        polynomials = torch.cat([polynomials, one], -2)
+    return polynomials[..., 0::2, :], polynomials[..., 1::2, :]
+
+
+def _multiply(a: Tensor, b: Tensor, terms: int) -> Tensor:
+    """Products of the polynomials (…, d), cut to ``terms`` coefficients."""
+    size = min(2 * a.shape[-1] - 1, terms)
+    padded = torch.nn.functional.pad(_fitted(b, size), (a.shape[-1] - 1, 0))
+    windows = padded.unfold(-1, a.shape[-1], 1)  # (…, size, d): b_(m − d + 1) … b_m
+    return (windows * a.flip(-1).unsqueeze(-2)).sum(-1)
+
+
+def _fitted(polynomial: Tensor, terms: int) -> Tensor:
+    """Cut or padded with zeros to ``terms`` coefficients."""
+    return torch.nn.functional.pad(polynomial, (0, terms - polynomial.shape[-1]))
