@@ -35,6 +35,7 @@ ORDER = [
     "toy",
     "data",
     "compare",
+    "bench",
     "cli",
     "__main__",
 ]

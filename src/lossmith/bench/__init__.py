@@ -1,0 +1,1 @@
+"""Measures the library against stored values and beside other software."""
