@@ -63,8 +63,9 @@ Integrand = Callable[[Tensor, Tensor], Tensor]  # rows (n,), thresholds (n, m) -
 
 
 def between(edges: Tensor, least: float) -> Panels:
-    """Panels between successive edges, (rows, m) ascending; an edge nearer than ``least`` to the one before is skipped."""
+    """Panels between edges, (rows, m) ascending; one nearer than ``least`` to the one before is skipped, but not the last."""
     keep = torch.nn.functional.pad(edges.diff(dim=-1) >= least, (1, 0), value=True)
+    keep[:, -1] = True
     row = torch.arange(len(edges), device=edges.device).unsqueeze(-1).expand_as(edges)[keep]
     edge = edges[keep]
     same = row[1:] == row[:-1]

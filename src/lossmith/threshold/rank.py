@@ -12,6 +12,8 @@ tree, and cut at degree k − 1; all coefficients are positive, so no digits are
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -42,17 +44,28 @@ def log_tails(rivals: Tensor, u: Tensor, noise: Noise, rank: int, dtype: torch.d
     if rank == 1:
         below = noise.log_cdf((u.unsqueeze(-1) - rivals.unsqueeze(-2)).to(dtype)).double().sum(-1)
         return below, log1mexp(below)
+    return _by_nodes(_log_at_most, rivals, u, noise, rank, dtype), _by_nodes(_log_more_than, rivals, u, noise, rank, dtype)
 
-    def tails(u: Tensor) -> Tensor:
+
+def log_tail(rivals: Tensor, u: Tensor, noise: Noise, rank: int, dtype: torch.dtype, above: Tensor) -> Tensor:
+    """One of the two ``log_tails`` a row: log P(T > u) where ``above`` (rows,) is true."""
+    if rank > 1 and above.all():
+        return _by_nodes(_log_more_than, rivals, u, noise, rank, dtype)
+    if rank > 1 and not above.any():
+        return _by_nodes(_log_at_most, rivals, u, noise, rank, dtype)
+    lower, upper = log_tails(rivals, u, noise, rank, dtype)
+    return torch.where(above.unsqueeze(-1), upper, lower)
+
+
+def _by_nodes(
+    tail: Callable[[Tensor, Tensor, int], Tensor], rivals: Tensor, u: Tensor, noise: Noise, rank: int, dtype: torch.dtype
+) -> Tensor:
+    def block(u: Tensor) -> Tensor:
         x = (u.unsqueeze(-1) - rivals.unsqueeze(-2)).to(dtype)
-        log_cdf, log_sf = noise.log_cdf(x).double(), noise.log_sf(x).double()
-        return torch.stack([_log_at_most(log_cdf, log_sf, rank - 1), _log_more_than(log_cdf, log_sf, rank - 1)], -1)
+        return tail(noise.log_cdf(x).double(), noise.log_sf(x).double(), rank - 1)
 
-    step = max(1, BUDGET // (rivals.numel() * rank))
-    blocks = u.split(step, -1)
-    parts = [tails(u)] if len(blocks) == 1 else [checkpoint(tails, block, use_reentrant=False) for block in blocks]
-    below, above = torch.cat(parts, -2).unbind(-1)
-    return below, above
+    blocks = u.split(max(1, BUDGET // max(1, rivals.numel() * rank)), -1)
+    return block(u) if len(blocks) == 1 else torch.cat([checkpoint(block, part, use_reentrant=False) for part in blocks], -1)
 
 
 def _log_at_most(log_cdf: Tensor, log_sf: Tensor, most: int) -> Tensor:

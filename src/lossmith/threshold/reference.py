@@ -11,10 +11,10 @@ a sure right answer keeps the digits of 1 − p, a hopeless one those of p. The 
 log(1 − p), which lives at thresholds a rival could win, is not drowned by the mass around the target.
 
 **Where, and how many.** Edges are laid around the two places where an integrand of (1) can bend, the target's own noise
-and the noise of its strongest rival, at distances growing by factors of 4 until the tails of F have died out, or, if they
-are algebraic, have fallen below 1e-18. ``panels.refine`` halves what lies between until each piece is resolved. Where f
-or F is not smooth (``noise.kinks``) the pieces are also cut at every such point that matters, and move with the scores, since
-a derivative of the integral has a term from them. Otherwise nodes are constants for differentiation.
+and the noise of its strongest rival, at distances that grow by factors of 4 until the tails of F are below e^(−100).
+``panels.refine`` halves what lies between until each piece is resolved: the number of nodes follows from the integrand. Where
+f or F is not smooth (``noise.kinks``) the pieces are also cut at every such point that matters, and move with the scores,
+since a derivative of the integral has a term from them. Otherwise nodes are constants for differentiation.
 
 Scores come in units of the noise, as (rows, C). −inf removes a class.
 """
@@ -31,15 +31,15 @@ from torch.utils.checkpoint import checkpoint
 from lossmith.noise import Noise
 from lossmith.special import LOG_2, leader_from_rivals, log1mexp
 from lossmith.threshold.panels import INSPECTED, Panels, Rule, between, cut, gauss, nodes_of, refine, screen
-from lossmith.threshold.rank import log_tails
+from lossmith.threshold.rank import log_tail, log_tails
 
-RULES = {torch.float64: Rule(drop=38.0, error=1e-14), torch.float32: Rule(drop=19.0, error=1e-8)}
-ROUGH = Rule(drop=38.0, error=1e-4)  # enough to see where the integrand lives
+RULES = {torch.float64: Rule(drop=38.0, error=1e-17), torch.float32: Rule(drop=19.0, error=1e-8)}
+ROUGH = 1e-4  # error at which it is seen where an integrand lives
 
 CHUNK = 1 << 22  # most elements of one (rows, nodes, classes) block; larger work is cut up and recomputed in backward
-LIGHT = 800.0  # nats: a tail lighter than exp(−LIGHT) at some distance is over there
-FAR = 1e18  # where a class goes that is removed
-FEW = 0
+OVER = 100.0  # nats: where a tail is lighter than exp(−OVER), it is over
+FAR = 1e30  # where a class goes that is removed; finite in float32 too
+FEW = 32
 TIED = 1e-13  # kinks this near are one: the panel between them would be lost to rounding
 
 
@@ -87,8 +87,7 @@ def log_prob(scores: Tensor, target: Tensor, noise: Noise, rank: int = 1) -> Ten
     some = exists.any(-1) & ~lost.squeeze(-1)
 
     def integral(rivals: Tensor, nodes: Tensor, log_weight: Tensor, complement: Tensor, some: Tensor) -> Tensor:
-        below, above = log_tails(rivals, nodes, noise, rank, dtype)
-        log = noise.log_prob(nodes) + torch.where(complement.unsqueeze(-1), above, below) + log_weight
+        log = noise.log_prob(nodes) + log_tail(rivals, nodes, noise, rank, dtype, above=complement) + log_weight
         return _logsumexp(torch.where(some.unsqueeze(-1), log, 0.0), -1)
 
     log_i = _by_rows(integral, rivals, nodes, log_weight, complement, some)
@@ -120,11 +119,11 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
     centred = torch.where(removed, -math.inf, z - torch.where(top.isneginf(), 0.0, top.detach()))
     finite = centred.masked_fill(removed, -FAR)
     lowest = torch.where(removed, 0.0, centred).amin(-1, keepdim=True)
-    spread, reach = lowest.neg().max().item() if len(scores) else 0.0, _distances(noise)[-1]
+    spread = lowest.neg().max().item() if len(scores) else 0.0
     # Each class with nodes of its own is cheaper where they are far apart, safer where algebraic tails leave every one of them
     # a peak of its own, and needed where f jumps, since nodes must then follow each class. At a mere kink of f only the
     # second derivatives at ties need it: few classes get them.
-    wide = spread > (16 * scores.shape[-1] if reach < FAR else 64)
+    wide = spread > (64 if _heavy(noise) else 16 * scores.shape[-1])
     if wide or _jumps(noise) or (noise.kinks and scores.shape[-1] <= FEW):
         classes = torch.arange(scores.shape[-1], device=scores.device).repeat(len(scores))
         return log_prob(scores.repeat_interleave(scores.shape[-1], 0), classes, noise).view_as(scores)
@@ -170,28 +169,40 @@ def _place(
         blocks = zip(row.split(step), u.split(step), strict=True)
         return torch.cat([log_integrands(rivals[i], block) for i, block in blocks])
 
-    distance = torch.tensor(_distances(noise), dtype=anchors.dtype, device=anchors.device)
-    around = torch.cat([-distance.flip(0), distance])
-    centre = noise.icdf(anchors.new_tensor([0.5]))
-    edges = (anchors.unsqueeze(-1) + centre + around).flatten(-2).sort(-1).values
-    panels = between(edges, least=0.5 * float(distance[0]))
+    distance = _distances(noise)
+    around = (_location(noise)[0] + torch.cat([-distance.flip(0), distance])).to(anchors)
+    edges = (anchors.unsqueeze(-1) + around).flatten(-2).sort(-1).values
+    panels = between(edges, least=float(distance[0]))
     if noise.kinks:
         panels = cut(panels, _kinks(anchors, noise))  # else both ends of a panel may lie outside the support
     panels = screen(panels, rows, integrand, rule)
     if noise.kinks:
-        panels, _ = refine(panels, rows, integrand, lambda total: torch.ones_like(total, dtype=torch.bool), ROUGH)
+        panels, _ = refine(
+            panels, rows, integrand, lambda total: torch.ones_like(total, dtype=torch.bool), rule._replace(error=ROUGH)
+        )
         panels = cut(panels, _kinks(all_scores, noise))
     return refine(panels, rows, integrand, wanted, rule)
 
 
-def _distances(noise: Noise) -> list[float]:
-    """From the middle of the noise outwards, in factors of 4, to where its tails have died out."""
-    half = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    middle = noise.icdf(torch.tensor([0.5], dtype=torch.float64))
-    unit = float(noise.icdf(half).diff()) / 1.35
-    distance = unit * 4.0 ** torch.arange(31, dtype=torch.float64)
-    alive = (noise.log_cdf(middle - distance) > -LIGHT) | (noise.log_sf(middle + distance) > -LIGHT)
-    return [float(d) for d in distance[: int(alive.sum()) + 1]]
+def _distances(noise: Noise) -> Tensor:
+    """From the middle of the noise outwards, in factors of 4, to where its tails are over."""
+    middle, unit = _location(noise)
+    distance = 2 * unit * 4.0 ** torch.arange(150, dtype=torch.float64)
+    alive = (noise.log_cdf(middle - distance) > -OVER) | (noise.log_sf(middle + distance) > -OVER)
+    return distance[: int(alive.sum()) + 1]
+
+
+def _heavy(noise: Noise) -> bool:
+    """Whether a tail falls more slowly than exponentially: log F(−2x) is not twice log F(−x)."""
+    middle, unit = _location(noise)
+    x = 1000 * unit * torch.tensor([1.0, 2.0], dtype=torch.float64)
+    return any(bool(near * 1.5 < far) for near, far in (noise.log_cdf(middle - x), noise.log_sf(middle + x)))
+
+
+def _location(noise: Noise) -> tuple[Tensor, Tensor]:
+    """Median, and about one standard deviation if it were normal."""
+    low, middle, high = noise.icdf(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    return middle, (high - low) / 1.35
 
 
 def _jumps(noise: Noise) -> bool:
