@@ -34,7 +34,7 @@ def log_tails(rivals: Tensor, u: Tensor, noise: Noise, rank: int, dtype: torch.d
         u: (rows, nodes) thresholds in float64.
         noise: the distribution of ε.
         rank: k ≥ 1.
-        dtype: in which F is evaluated; sums are float64.
+        dtype: in which F is evaluated for k = 1; for more, F and 1 − F have to sum to 1 in float64.
 
     Returns:
         Two (rows, nodes) tensors in float64, differentiable twice.
@@ -44,25 +44,23 @@ def log_tails(rivals: Tensor, u: Tensor, noise: Noise, rank: int, dtype: torch.d
     if rank == 1:
         below = noise.log_cdf((u.unsqueeze(-1) - rivals.unsqueeze(-2)).to(dtype)).double().sum(-1)
         return below, log1mexp(below)
-    return _by_nodes(_log_at_most, rivals, u, noise, rank, dtype), _by_nodes(_log_more_than, rivals, u, noise, rank, dtype)
+    return _by_nodes(_log_at_most, rivals, u, noise, rank), _by_nodes(_log_more_than, rivals, u, noise, rank)
 
 
 def log_tail(rivals: Tensor, u: Tensor, noise: Noise, rank: int, dtype: torch.dtype, above: Tensor) -> Tensor:
     """One of the two ``log_tails`` a row: log P(T > u) where ``above`` (rows,) is true."""
     if rank > 1 and above.all():
-        return _by_nodes(_log_more_than, rivals, u, noise, rank, dtype)
+        return _by_nodes(_log_more_than, rivals, u, noise, rank)
     if rank > 1 and not above.any():
-        return _by_nodes(_log_at_most, rivals, u, noise, rank, dtype)
+        return _by_nodes(_log_at_most, rivals, u, noise, rank)
     lower, upper = log_tails(rivals, u, noise, rank, dtype)
     return torch.where(above.unsqueeze(-1), upper, lower)
 
 
-def _by_nodes(
-    tail: Callable[[Tensor, Tensor, int], Tensor], rivals: Tensor, u: Tensor, noise: Noise, rank: int, dtype: torch.dtype
-) -> Tensor:
+def _by_nodes(tail: Callable[[Tensor, Tensor, int], Tensor], rivals: Tensor, u: Tensor, noise: Noise, rank: int) -> Tensor:
     def block(u: Tensor) -> Tensor:
-        x = (u.unsqueeze(-1) - rivals.unsqueeze(-2)).to(dtype)
-        return tail(noise.log_cdf(x).double(), noise.log_sf(x).double(), rank - 1)
+        x = u.unsqueeze(-1) - rivals.unsqueeze(-2)
+        return tail(noise.log_cdf(x), noise.log_sf(x), rank - 1)
 
     blocks = u.split(max(1, BUDGET // max(1, rivals.numel() * rank)), -1)
     return block(u) if len(blocks) == 1 else torch.cat([checkpoint(block, part, use_reentrant=False) for part in blocks], -1)

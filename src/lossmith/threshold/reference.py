@@ -30,17 +30,18 @@ from torch.utils.checkpoint import checkpoint
 
 from lossmith.noise import Noise
 from lossmith.special import LOG_2, leader_from_rivals, log1mexp
+from lossmith.threshold import kinks
 from lossmith.threshold.panels import INSPECTED, Panels, Rule, between, cut, gauss, nodes_of, refine, screen
 from lossmith.threshold.rank import log_tail, log_tails
 
 RULES = {torch.float64: Rule(drop=38.0, error=1e-17), torch.float32: Rule(drop=19.0, error=1e-8)}
-ROUGH = 1e-4  # error at which it is seen where an integrand lives
+ROUGH = 0.1  # error at which it is seen where an integrand lives
 
 CHUNK = 1 << 22  # most elements of one (rows, nodes, classes) block; larger work is cut up and recomputed in backward
 OVER = 100.0  # nats: where a tail is lighter than exp(−OVER), it is over
 FAR = 1e30  # where a class goes that is removed; finite in float32 too
-FEW = 32
-TIED = 1e-13  # kinks this near are one: the panel between them would be lost to rounding
+WIDE = 8.0  # widest panel of ``log_probs``, in scales: no class's own peak, one scale wide, hides in it
+FEW = 32  # classes up to which noise with kinks gets nodes for each class: only these have second derivatives at ties
 
 
 def log_prob(scores: Tensor, target: Tensor, noise: Noise, rank: int = 1) -> Tensor:
@@ -75,14 +76,12 @@ def log_prob(scores: Tensor, target: Tensor, noise: Noise, rank: int = 1) -> Ten
 
     with torch.no_grad():
         anchors = torch.cat([torch.zeros_like(own_score.double()), rivals.amax(-1, keepdim=True)], -1)
-        panels, total = _place(rivals, anchors, centred, noise, log_integrands, smaller, RULES[dtype])
+        edges = _around(anchors, noise)
+        panels, total = _place(edges, anchors, rivals, centred, noise, log_integrands, smaller, RULES[dtype])
         complement = total[:, 1] < total[:, 0]
         ends, exists = nodes_of(panels, len(scores))
-    if _jumps(noise):
-        kinks = _kinks(centred, noise)
-        for kink in noise.kinks:  # the target's stay at rest, and what coincides with one must too, since f jumps there
-            kinks = torch.where((kinks - kink).abs() < TIED, kink, kinks)
-        ends = _follow(ends, exists, kinks)
+    if kinks.jumps(noise):
+        ends = kinks.follow(ends, exists, kinks.at_rest(kinks.positions(centred, noise), noise))
     nodes, log_weight = gauss(ends, exists)
     some = exists.any(-1) & ~lost.squeeze(-1)
 
@@ -119,14 +118,10 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
     centred = torch.where(removed, -math.inf, z - torch.where(top.isneginf(), 0.0, top.detach()))
     finite = centred.masked_fill(removed, -FAR)
     lowest = torch.where(removed, 0.0, centred).amin(-1, keepdim=True)
-    spread = lowest.neg().max().item() if len(scores) else 0.0
-    # Each class with nodes of its own is cheaper where they are far apart, safer where algebraic tails leave every one of them
-    # a peak of its own, and needed where f jumps, since nodes must then follow each class. At a mere kink of f only the
-    # second derivatives at ties need it: few classes get them.
-    wide = spread > (64 if _heavy(noise) else 16 * scores.shape[-1])
-    if wide or _jumps(noise) or (noise.kinks and scores.shape[-1] <= FEW):
-        classes = torch.arange(scores.shape[-1], device=scores.device).repeat(len(scores))
-        return log_prob(scores.repeat_interleave(scores.shape[-1], 0), classes, noise).view_as(scores)
+    unit = float(_location(noise)[1])
+    spread = lowest.neg().max().item() / unit if len(scores) else 0.0
+    if spread > 16 * scores.shape[-1] or (noise.kinks and scores.shape[-1] <= FEW):
+        return _log_probs_one_by_one(scores, noise)
 
     def log_integrands(finite: Tensor, u: Tensor) -> Tensor:
         x = u.unsqueeze(-1) - finite.unsqueeze(-2)
@@ -137,31 +132,58 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
         return torch.where(impossible, -math.inf, rest + noise.log_prob(x))
 
     with torch.no_grad():
-        anchors = torch.cat([torch.zeros_like(lowest), lowest / 2, lowest], -1)
         present = ~removed
-        panels, _ = _place(finite, anchors, centred, noise, log_integrands, lambda _: present, RULES[dtype])
+        steps = torch.linspace(0, 1, math.ceil(spread / WIDE) + 1, dtype=z.dtype, device=z.device)
+        anchors = torch.cat([lowest, torch.zeros_like(lowest)], -1)
+        edges = torch.cat([_around(anchors, noise), lowest * steps], -1)
+        panels, _ = _place(edges, anchors, finite, centred, noise, log_integrands, lambda _: present, RULES[dtype])
         ends, exists = nodes_of(panels, len(scores))
     if noise.kinks:
-        ends = _follow(ends, exists, _kinks(centred, noise))
+        ends = kinks.follow(ends, exists, kinks.positions(centred, noise))
     nodes, log_weight = gauss(ends, exists)
 
     def integral(finite: Tensor, nodes: Tensor, log_weight: Tensor) -> Tensor:
         return _logsumexp(log_integrands(finite, nodes) + log_weight.unsqueeze(-1), dim=-2)
 
     log_p = torch.where(removed, -math.inf, _by_rows(integral, finite, nodes, log_weight))
+    if noise.kinks:
+        log_p = log_p + kinks.own_jumps(centred, finite, log_p.detach(), noise)
     return leader_from_rivals(log_p).to(dtype)
 
 
+def _log_probs_one_by_one(scores: Tensor, noise: Noise) -> Tensor:
+    """As ``log_probs``, each class with nodes of its own, some classes at a time."""
+
+    def some(scores: Tensor, first: int, last: int) -> Tensor:
+        classes = torch.arange(first, last, device=scores.device).repeat(len(scores))
+        return log_prob(scores.repeat_interleave(last - first, 0), classes, noise).view(len(scores), -1)
+
+    C = scores.shape[-1]
+    step = max(1, CHUNK // max(1, scores.numel()))
+    if step >= C:
+        return some(scores, 0, C)
+    parts = [checkpoint(some, scores, k, min(k + step, C), use_reentrant=False) for k in range(0, C, step)]
+    return torch.cat(parts, -1)
+
+
+def _around(anchors: Tensor, noise: Noise) -> Tensor:
+    """Edges at growing distances from the places (rows, m) where the integrand may bend."""
+    distance = _distances(noise)
+    around = (_location(noise)[0] + torch.cat([-distance.flip(0), distance])).to(anchors)
+    return (anchors.unsqueeze(-1) + around).flatten(-2)
+
+
 def _place(
-    rivals: Tensor,
+    edges: Tensor,
     anchors: Tensor,
+    rivals: Tensor,
     all_scores: Tensor,
     noise: Noise,
     log_integrands: Callable[[Tensor, Tensor], Tensor],
     wanted: Callable[[Tensor], Tensor],
     rule: Rule,
 ) -> tuple[Panels, Tensor]:
-    """Panels for the integrands, and their log integrals; ``anchors`` (rows, a) are where they may bend."""
+    """Panels for the integrands, from edges (rows, m) around the anchors, and the log integrals (rows, outputs)."""
     rows, classes = rivals.shape
     step = max(1, CHUNK // (classes * len(INSPECTED)))
 
@@ -169,18 +191,15 @@ def _place(
         blocks = zip(row.split(step), u.split(step), strict=True)
         return torch.cat([log_integrands(rivals[i], block) for i, block in blocks])
 
-    distance = _distances(noise)
-    around = (_location(noise)[0] + torch.cat([-distance.flip(0), distance])).to(anchors)
-    edges = (anchors.unsqueeze(-1) + around).flatten(-2).sort(-1).values
-    panels = between(edges, least=float(distance[0]))
-    if noise.kinks:
-        panels = cut(panels, _kinks(anchors, noise))  # else both ends of a panel may lie outside the support
+    panels = between(edges.sort(-1).values, least=2 * float(_location(noise)[1]))
+    if noise.kinks:  # of the anchors at least, else both ends of a panel may lie outside the support
+        panels = cut(panels, kinks.positions(anchors, noise))
     panels = screen(panels, rows, integrand, rule)
     if noise.kinks:
         panels, _ = refine(
             panels, rows, integrand, lambda total: torch.ones_like(total, dtype=torch.bool), rule._replace(error=ROUGH)
         )
-        panels = cut(panels, _kinks(all_scores, noise))
+        panels = cut(panels, kinks.positions(all_scores, noise))
     return refine(panels, rows, integrand, wanted, rule)
 
 
@@ -192,43 +211,10 @@ def _distances(noise: Noise) -> Tensor:
     return distance[: int(alive.sum()) + 1]
 
 
-def _heavy(noise: Noise) -> bool:
-    """Whether a tail falls more slowly than exponentially: log F(−2x) is not twice log F(−x)."""
-    middle, unit = _location(noise)
-    x = 1000 * unit * torch.tensor([1.0, 2.0], dtype=torch.float64)
-    return any(bool(near * 1.5 < far) for near, far in (noise.log_cdf(middle - x), noise.log_sf(middle + x)))
-
-
 def _location(noise: Noise) -> tuple[Tensor, Tensor]:
     """Median, and about one standard deviation if it were normal."""
     low, middle, high = noise.icdf(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
     return middle, (high - low) / 1.35
-
-
-def _jumps(noise: Noise) -> bool:
-    """Whether the density jumps at a kink."""
-    at = torch.tensor(noise.kinks, dtype=torch.float64)
-    return bool((noise.log_prob(at + 1e-9).exp() - noise.log_prob(at - 1e-9).exp()).abs().gt(1e-6).any())
-
-
-def _kinks(scores: Tensor, noise: Noise) -> Tensor:
-    """Where the integrand is not smooth, (rows, C · kinks) ascending; a removed class repeats the lowest of the others."""
-    removed = scores.isneginf()
-    filled = torch.where(removed, scores.detach().masked_fill(removed, math.inf).amin(-1, keepdim=True), scores)
-    return (filled.unsqueeze(-1) + scores.new_tensor(noise.kinks)).flatten(-2).sort(-1).values
-
-
-def _follow(ends: Tensor, exists: Tensor, kinks: Tensor) -> Tensor:
-    """The ends of panels, (rows, most, 2), tied to the kinks on either side of the panel, so that they move with them."""
-    # Those that coincide move as one, so that no gap opens between the panels on either side of them.
-    new = torch.nn.functional.pad(kinks.diff(dim=-1) > TIED, (1, 0), value=True)
-    first = torch.where(new, torch.arange(kinks.shape[-1], device=kinks.device), 0).cummax(-1).values
-    kinks = kinks.gather(-1, first)
-    bound = torch.cat([kinks[:, :1] - 1, kinks, kinks[:, -1:] + 1], -1)  # beyond the outermost: in step with it
-    right = torch.searchsorted(kinks.detach(), ends.mean(-1)) + 1
-    low, high = bound.gather(-1, right - 1).unsqueeze(-1), bound.gather(-1, right).unsqueeze(-1)
-    share = (ends - low.detach()) / (high - low).detach()
-    return torch.where(exists.unsqueeze(-1), low + (high - low) * share, ends)
 
 
 def _logsumexp(x: Tensor, dim: int) -> Tensor:

@@ -1,0 +1,97 @@
+"""Noise whose density has kinks or jumps: where they fall, and how nodes move with them.
+
+Between kinks the integrand is smooth, so panels end at them. As the scores move, so do the kinks, and where a density jumps
+the integral's derivative has a term from that: panels therefore follow the kinks on either side of them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lossmith.noise import Noise
+
+TIED = 1e-13  # kinks this near are one: the panel between them would be lost to rounding
+
+
+def positions(scores: Tensor, noise: Noise) -> Tensor:
+    """Where the integrand is not smooth, (rows, C · kinks) ascending; a removed class repeats the lowest of the others."""
+    removed = scores.isneginf()
+    filled = torch.where(removed, scores.detach().masked_fill(removed, math.inf).amin(-1, keepdim=True), scores)
+    return (filled.unsqueeze(-1) + scores.new_tensor(noise.kinks)).flatten(-2).sort(-1).values
+
+
+def jumps(noise: Noise) -> list[tuple[float, float]]:
+    """The kinks at which the density jumps, and by how much it falls there."""
+    at = torch.tensor(noise.kinks, dtype=torch.float64)
+    near = 1e-12 * at.abs().clamp_min(1)
+    fall = noise.log_prob(at - near).exp() - noise.log_prob(at + near).exp()
+    return [(kink, float(size)) for kink, size in zip(noise.kinks, fall, strict=True) if abs(size) > 1e-6]
+
+
+def follow(ends: Tensor, exists: Tensor, kinks: Tensor) -> Tensor:
+    """The ends of panels, (rows, most, 2), tied to the ``kinks`` on either side of the panel, so that they move with them."""
+    kinks = _as_one(kinks)
+    bound = torch.cat([kinks[:, :1] - 1, kinks, kinks[:, -1:] + 1], -1)  # beyond the outermost: in step with it
+    right = torch.searchsorted(kinks.detach(), ends.mean(-1)) + 1
+    low, high = bound.gather(-1, right - 1).unsqueeze(-1), bound.gather(-1, right).unsqueeze(-1)
+    share = (ends - low.detach()) / (high - low).detach()
+    return torch.where(exists.unsqueeze(-1), low + (high - low) * share, ends)
+
+
+def at_rest(kinks: Tensor, noise: Noise) -> Tensor:
+    """The kinks of scores measured from the target's, with those that coincide with the target's own made constant.
+
+    Its density jumps there, which no other class's F does: what coincides has to stay with it.
+    """
+    for own in noise.kinks:
+        kinks = torch.where((kinks - own).abs() < TIED, own, kinks)
+    return kinks
+
+
+def own_jumps(scores: Tensor, rivals: Tensor, log_p: Tensor, noise: Noise) -> Tensor:
+    """What ``follow`` leaves out of log p of each class (rows, C) at ties: 0, with the derivative that is missing.
+
+    Coinciding kinks move as one there, while class k's integral ends where its own density does: between the two lies
+    fall · Π_{j≠k} F(K_k − z_j) · (K_k − K_one).
+
+    Args:
+        scores: (rows, C), −inf where removed.
+        rivals: the same, with removed classes far below.
+        log_p: (rows, C).
+        noise: the distribution of ε.
+    """
+    missing = torch.zeros_like(log_p)
+    kinks = positions(scores, noise)
+    for kink, fall in jumps(noise):
+        own = rivals + kink
+        index = torch.searchsorted(kinks.detach(), own.detach() - TIED).clamp_max(kinks.shape[-1] - 1)
+        shift = own - kinks.gather(-1, index)
+        with torch.no_grad():
+            place = kinks.gather(-1, index)
+            after = kinks.gather(-1, (index + 1).clamp_max(kinks.shape[-1] - 1))
+            tied = ((after - place) < TIED) & ((own - place).abs() < TIED) & log_p.isfinite()
+            if not tied.any():
+                continue
+            row, one = torch.unique(torch.stack([tied.nonzero()[:, 0], index[tied]]), dim=1, return_inverse=True)[0]
+            log_cdf = noise.log_cdf(kinks[row, one].unsqueeze(-1) - rivals[row])
+            group = log_p.new_full(kinks.shape, -1.0).long()
+            group[row, one] = torch.arange(len(row), device=row.device)
+            chosen = group.gather(-1, index)[tied]
+            itself = noise.log_cdf(log_p.new_tensor(kink))
+            zeros = log_cdf.isneginf().sum(-1)[chosen] - itself.isneginf().long()
+            finite = log_cdf.masked_fill(log_cdf.isneginf(), 0.0).sum(-1)[chosen]
+            rest = torch.where(zeros > 0, -math.inf, finite - (0.0 if itself.isneginf() else itself))
+            rate = torch.zeros_like(log_p)
+            rate[tied] = fall * (rest - log_p[tied]).exp()
+        missing = missing + torch.where(tied, rate * shift, 0.0)
+    return missing
+
+
+def _as_one(kinks: Tensor) -> Tensor:
+    """Kinks (rows, m) ascending, each tied group replaced by its first: no gap may open between panels that meet there."""
+    new = torch.nn.functional.pad(kinks.diff(dim=-1) > TIED, (1, 0), value=True)
+    first = torch.where(new, torch.arange(kinks.shape[-1], device=kinks.device), 0).cummax(-1).values
+    return kinks.gather(-1, first)
