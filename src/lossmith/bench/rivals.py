@@ -84,13 +84,13 @@ def botorch_mvnxpb(case: Case) -> float | None:
     """BoTorch's bivariate conditioning, ``MVNXPB``, of the same orthant."""
     if case.noise != "normal" or case.classes > MOST_CLASSES["botorch"]:
         return None
-    from botorch.utils.probability.mvnxpb import MVNXPB
-
     lead = torch.from_numpy(_leads(case))
     bounds = torch.stack([torch.full_like(lead, -math.inf), lead], -1)
     covariance = torch.eye(len(lead), dtype=torch.float64) + 1.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # its import warns too
+        from botorch.utils.probability.mvnxpb import MVNXPB
+
         return float(MVNXPB(covariance, bounds).solve().exp())
 
 

@@ -1,0 +1,117 @@
+"""The accuracy benchmark: the stored values, the rivals, and what the command says of them."""
+
+import json
+import math
+
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+from lossmith.bench import accuracy, rivals, values
+from lossmith.bench.accuracy import Errors
+from lossmith.bench.values import Case
+from lossmith.cli import cli
+from lossmith.errors import InputError
+
+NOISES = {"normal", "gumbel", "logistic", "laplace", "studentt:1", "studentt:3", "uniform", "exponential"}
+
+
+def case(target: float = 0.5, rivals: tuple[tuple[float, int], ...] = ((0.0, 1),), log_p: float = math.log(0.5)) -> Case:
+    classes = 1 + sum(count for _, count in rivals)
+    return Case("normal", classes, 1, "gap", target, rivals, log_p, math.log1p(-math.exp(log_p)), None)
+
+
+def test_the_table_has_every_noise_at_every_class_count() -> None:
+    cases = [c for c in values.load() if c.k == 1]
+    assert {(c.noise, c.classes) for c in cases} == {(n, C) for n in NOISES for C in (2, 3, 10, 100, 1000, 50_000)}
+    assert all(len(c.scores()) == c.classes for c in cases[:50])
+
+
+def test_stored_values_are_the_closed_forms_where_there_are_any() -> None:
+    for c in values.load():
+        if c.kind == "gap" and c.target == 0 and c.noise != "uniform":
+            assert c.log_p == pytest.approx(math.log(c.k / c.classes), rel=1e-14)
+        if c.noise == "normal" and c.classes == 2:
+            assert c.log_p == pytest.approx(stats.norm.logcdf((c.target - c.rivals[0][0]) / math.sqrt(2)), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", list(rivals.available()))
+def test_every_rival_gives_the_two_class_probability(name: str) -> None:
+    p = rivals.available()[name](case(0.5, ((0.0, 1),)))
+    assert p == pytest.approx(stats.norm.cdf(0.5 / math.sqrt(2)), abs=5e-3)
+
+
+def test_rivals_say_where_they_do_not_apply() -> None:
+    many = case(rivals=((0.0, 999),))
+    assert rivals.scipy_mvn(many) is None
+    assert rivals.botorch_mvnxpb(many) is None
+    assert rivals.gauss_hermite(16)(many._replace(noise="laplace")) is None
+
+
+@pytest.mark.parametrize("noise", sorted(NOISES))
+def test_our_errors_are_within_what_is_promised(noise: str) -> None:
+    (group,) = accuracy.select([noise], [3], topk=False)
+    (result,) = accuracy.measure([group], lambda done: None)
+    assert result.kept, result.ours
+    assert result.cases == len(group)
+
+
+def test_a_wrong_value_is_seen() -> None:
+    wrong = case(log_p=math.log(0.6))
+    (result,) = accuracy.measure([[wrong]], lambda done: None)
+    assert not result.kept
+    p = stats.norm.cdf(0.5 / math.sqrt(2))
+    assert result.ours.p == pytest.approx(abs(p - 0.6), rel=1e-9)
+    assert result.ours.log_p == pytest.approx(abs(math.log(p / 0.6)), rel=1e-9)
+    assert result.others["Hermite 64"] == pytest.approx((abs(p - 0.6), abs(math.log(p / 0.6))), rel=1e-6)
+
+
+def test_a_rival_that_underflows_is_infinitely_wrong() -> None:
+    (group,) = accuracy.select(["normal"], [3], topk=False)
+    deep = [c for c in group if c.log_p < -600]
+    (result,) = accuracy.measure([deep], lambda done: None)
+    assert result.others["Hermite 16"] == (pytest.approx(0, abs=1e-200), math.inf)
+    assert result.kept
+
+
+def test_the_command_prints_json() -> None:
+    outcome = CliRunner().invoke(cli, ["bench", "accuracy", "--noise", "gumbel", "--classes", "10", "--json"])
+    assert outcome.exit_code == 0, outcome.output
+    (result,) = json.loads(outcome.stdout)["results"]
+    assert (result["noise"], result["classes"], result["kept"]) == ("gumbel", 10, True)
+    assert 0 < result["ours"]["gradient"] < 1e-7
+    assert result["others"]["scipy quad"]["p"] > result["ours"]["p"]
+    assert result["others"]["scipy mvn"] is None
+
+
+def test_the_command_prints_tables() -> None:
+    outcome = CliRunner().invoke(cli, ["bench", "accuracy", "--noise", "exponential", "--classes", "2", "--classes", "3"])
+    assert outcome.exit_code == 0, outcome.output
+    assert "promised" in outcome.stdout
+    assert outcome.stdout.count("exponential") == 6
+    assert "scipy mvn" not in outcome.stdout  # which has nothing to say here
+
+
+def test_top_k_has_no_rivals() -> None:
+    outcome = CliRunner().invoke(cli, ["bench", "accuracy", "--noise", "laplace", "--classes", "3", "--topk"])
+    assert outcome.exit_code == 0, outcome.output
+    assert "scipy" not in outcome.stdout
+
+
+def test_exceeding_a_promise_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "PROMISED", Errors(*[0.0] * 6))
+    outcome = CliRunner().invoke(cli, ["bench", "accuracy", "--noise", "gumbel", "--classes", "3"])
+    assert outcome.exit_code == 1
+    assert "exceeded" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("noises", "classes", "message"),
+    [
+        (["norml"], None, r"^--noise: no stored values for 'norml'; did you mean 'normal'"),
+        (None, [7], r"^--classes: no stored values for 7; choose from '10', '100', '1000', '2', '3', '50000'$"),
+    ],
+)
+def test_what_the_table_lacks_is_refused(noises: list[str] | None, classes: list[int] | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        accuracy.select(noises, classes, topk=False)
