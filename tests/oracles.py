@@ -7,6 +7,7 @@ where it has on the other, in panels, so that a gap of 50 is as good as none.
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -16,6 +17,17 @@ from scipy import optimize, special, stats
 
 Rivals = tuple[tuple[float, int], ...]
 Array = NDArray[np.float64]
+
+# The noises by name, as the tables of stored values call them.
+SCIPY: dict[str, Any] = {
+    "normal": stats.norm(),
+    "gumbel": stats.gumbel_r(),
+    "logistic": stats.logistic(),
+    "laplace": stats.laplace(),
+    "uniform": stats.uniform(),
+    "exponential": stats.weibull_max(1),
+    **{f"studentt:{df}": stats.t(df) for df in (1, 3, 30)},
+}
 
 DIGITS = 17
 DROP = 60.0  # nats: e⁻⁶⁰ ≈ 1e-26 of the peak is left out on either side
@@ -112,13 +124,57 @@ def orthant_gradient(delta: Sequence[float]) -> list[float]:
     return slopes
 
 
-def counted_frequencies(scores: Sequence[float], noise: str, samples: int, seed: int) -> Array:
-    """How often each class has the highest noisy score, in ``samples`` draws of numpy's generator."""
+def cdf_mp(name: str, x: mpf) -> mpf:
+    """F(x) of the named noise, in mpmath's working precision."""
+    kind, _, df = name.partition(":")
+    if kind == "studentt":
+        tail = mp.betainc(mpf(df) / 2, 0.5, 0, mpf(df) / (mpf(df) + x * x), regularized=True) / 2
+        return tail if x < 0 else 1 - tail
+    formulas: dict[str, Callable[[mpf], mpf]] = {
+        "normal": lambda x: mp.erfc(-x / mp.sqrt(2)) / 2,
+        "gumbel": lambda x: mp.exp(-mp.exp(-x)),
+        "logistic": lambda x: 1 / (1 + mp.exp(-x)),
+        "laplace": lambda x: mp.exp(x) / 2 if x < 0 else 1 - mp.exp(-x) / 2,
+        "uniform": lambda x: min(max(x, mpf(0)), mpf(1)),
+        "exponential": lambda x: mp.exp(min(x, mpf(0))),
+    }
+    return formulas[kind](x)
+
+
+def log_cdf_mp(name: str, x: float, digits: int = 1000) -> float:
+    """log F(x) of the named noise; digits enough to hold 1 − F in F."""
+    with mpmath.workdps(digits):
+        return float(mp.log(cdf_mp(name, mpf(x))))
+
+
+def log_sf_mp(name: str, x: float, digits: int = 1000) -> float:
+    """log(1 − F(x)) of the named noise."""
+    with mpmath.workdps(digits):
+        return float(mp.log(1 - cdf_mp(name, mpf(x))))
+
+
+def noisy(scores: Sequence[float], noise: str, samples: int, seed: int) -> Array:
+    """Draws of scores + ε with SciPy's generator, (samples, C)."""
     rng = np.random.default_rng(seed)
-    shape = (samples, len(scores))
-    epsilon = rng.standard_normal(shape) if noise == "normal" else rng.gumbel(size=shape)
-    winners = np.argmax(np.asarray(scores) + epsilon, axis=1)
-    return np.bincount(winners, minlength=len(scores)) / samples
+    return np.asarray(scores) + SCIPY[noise].rvs(size=(samples, len(scores)), random_state=rng)
+
+
+def counted_frequencies(scores: Sequence[float], noise: str, samples: int, seed: int, k: int = 1) -> Array:
+    """How often each class is among the k highest noisy scores."""
+    drawn = noisy(scores, noise, samples, seed)
+    winners = np.argpartition(-drawn, k - 1, axis=1)[:, :k]
+    return np.bincount(winners.ravel(), minlength=len(scores)) / samples
+
+
+def log_tails_mp(name: str, rivals: Sequence[float], u: float, most: int, digits: int = 400) -> tuple[float, float]:
+    """log P(N ≤ most) and log P(N > most) for the number N of rivals + ε that exceed u, by convolution in many digits."""
+    with mpmath.workdps(digits):
+        law = [mpf(1)]
+        for z in rivals:
+            f = cdf_mp(name, mpf(u) - mpf(z))
+            stay, step = [*(p * f for p in law), mpf(0)], [mpf(0), *(p * (1 - f) for p in law)]
+            law = [a + b for a, b in zip(stay, step, strict=True)]
+        return float(mp.log(mp.fsum(law[: most + 1]))), float(mp.log(mp.fsum(law[most + 1 :])))
 
 
 def softmax(scores: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The noisy argmax and the losses on it, as functions.
+"""The noisy argmax, what is expected of it, and the losses on it, as functions.
 
 Scores are raw model outputs with the classes in the last dimension: never probabilities. Half types compute in float32
 and return their own type.
@@ -13,11 +13,14 @@ from lossmith import noise as noises
 from lossmith.checks import check_rank, check_score_values, check_scores, check_target, checked_scale
 from lossmith.noise import Noise
 from lossmith.qlog import neg_log_q
+from lossmith.ranking import expected_auc, expected_average_precision
 from lossmith.threshold import reference
 
 __all__ = [
     "argmax_log_prob",
     "argmax_log_probs",
+    "expected_auc",
+    "expected_average_precision",
     "neg_log_q",
     "standardize_scores",
     "topk_log_prob",
