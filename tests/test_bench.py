@@ -109,7 +109,7 @@ def test_exceeding_a_promise_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> Non
     ("noises", "classes", "message"),
     [
         (["norml"], None, r"^--noise: no stored values for 'norml'; did you mean 'normal'"),
-        (None, [7], r"^--classes: no stored values for 7; choose from '10', '100', '1000', '2', '3', '50000'$"),
+        (None, [7], r"^--classes: no stored values for 7; choose from '2', '3', '10', '100', '1000', '50000'$"),
     ],
 )
 def test_what_the_table_lacks_is_refused(noises: list[str] | None, classes: list[int] | None, message: str) -> None:

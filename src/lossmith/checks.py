@@ -6,6 +6,7 @@ Values are looked at on the CPU only: on other devices the look would wait for t
 from __future__ import annotations
 
 import math
+import operator
 from numbers import Real
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 
 def check_scores(scores: Tensor) -> None:
-    """Refuse what is not floating point of shape (…, C ≥ 2)."""
+    """Refuse what is not a floating-point tensor of shape (…, C ≥ 2)."""
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"scores: expected a torch.Tensor, got {type(scores).__name__}")
     if not scores.is_floating_point():
         raise TypeError(f"scores: expected a floating-point tensor, got {scores.dtype}; pass raw model outputs")
     if scores.dim() == 0 or scores.shape[-1] < 2:
@@ -40,6 +43,8 @@ def check_score_values(scores: Tensor) -> None:
 
 def check_target(target: Tensor, scores: Tensor) -> None:
     """Refuse what is not integer class indices (…) for scores (…, C)."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target: expected a torch.Tensor, got {type(target).__name__}")
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"target: expected integer class indices, got {target.dtype}")
     if target.shape != scores.shape[:-1]:
@@ -51,28 +56,37 @@ def check_target(target: Tensor, scores: Tensor) -> None:
         raise ValueError(f"target: expected class indices from 0 to {scores.shape[-1] - 1}, got {low} to {high}")
 
 
-def check_rank(k: int, scores: Tensor) -> None:
-    """Refuse what is not an integer from 1 to C."""
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k: expected an integer, got {type(k).__name__}")
+def checked_rank(k: int, scores: Tensor) -> int:
+    """k as an integer from 1 to C; refuses anything else."""
+    try:
+        if isinstance(k, bool):
+            raise TypeError
+        k = operator.index(k)
+    except TypeError:
+        raise TypeError(f"k: expected an integer, got {type(k).__name__}") from None
     if not 1 <= k <= scores.shape[-1]:
         raise ValueError(f"k: expected an integer from 1 to the {scores.shape[-1]} classes, got {k}")
+    return k
 
 
 def checked_scale(scale: float | Tensor, scores: Tensor) -> float | Tensor:
-    """The scale as a number, or as a tensor (…, 1) for scores (…, C); refuses what is not positive and finite."""
+    """The scale as a number, or as a tensor (…, 1) for scores (…, C); refuses what is not positive in their dtype."""
+    tiny = torch.finfo(scores.dtype).tiny
     if not isinstance(scale, Tensor):
-        if not isinstance(scale, Real):
+        if not isinstance(scale, Real) or isinstance(scale, bool):
             raise TypeError(f"scale: expected a number or a tensor, got {type(scale).__name__}")
         if not 0 < scale < math.inf:
             raise ValueError(f"scale: expected a positive number, got {scale}")
+        if scale < tiny:
+            raise ValueError(f"scale: expected at least {tiny:.1g}, the smallest of {scores.dtype}, got {scale}")
         return float(scale)
+    if scale.is_complex():
+        raise TypeError(f"scale: expected real numbers, got {scale.dtype}")
     shape = (*scores.shape[:-1], 1)
     try:
         scale = scale.to(scores).expand(shape)
     except RuntimeError:
         raise ValueError(f"scale: expected a shape that broadcasts to {shape}, got {tuple(scale.shape)}") from None
-    if scale.device.type == "cpu" and not bool(((scale > 0) & (scale < math.inf)).all()):
-        worst = scale.detach()[~((scale > 0) & (scale < math.inf))][0]
-        raise ValueError(f"scale: expected positive numbers, got a tensor with {float(worst)}")
+    if scale.device.type == "cpu" and not bool((valid := (scale >= tiny) & (scale < math.inf)).all()):
+        raise ValueError(f"scale: expected positive numbers, got a tensor with {float(scale.detach()[~valid][0])}")
     return scale

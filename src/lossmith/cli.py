@@ -163,7 +163,7 @@ def toy(out: str, as_json: bool) -> None:
     print("figure: " + ", ".join(map(str, paths)))
 
 
-@cli.group()
+@cli.group(no_args_is_help=True)
 def bench() -> None:
     """Measure the library against stored values, beside other software."""
 
@@ -176,8 +176,8 @@ def bench() -> None:
 def accuracy(noises: tuple[str, ...], classes: tuple[int, ...], topk: bool, as_json: bool) -> None:
     """Print the worst error against values of 25 digits for each noise and class count.
 
-    Takes some ten minutes, most of it for 50,000 classes; --classes 10 takes seconds. Exit code 1 if an error exceeds what
-    is promised.
+    --classes 10 takes half a minute, everything half an hour, most of it for 50,000 classes. Exit code 1 if an error exceeds
+    what is promised.
     """
     from lossmith.bench import accuracy as study
 

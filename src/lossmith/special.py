@@ -119,7 +119,7 @@ class _LogStudentCdf(torch.autograd.Function):
 def _log_student_cdf(x: NDArray[np.float64], df: float) -> NDArray[np.float64]:
     import scipy.special  # a tenth of a second, which only Student's t needs
 
-    far = np.abs(x)
+    far = np.abs(np.atleast_1d(x))
     with np.errstate(over="ignore", under="ignore", divide="ignore"):
         tail = np.arctan2(1.0, far) / math.pi if df == 1 else scipy.special.stdtr(df, -far)
         log_tail = np.log(tail)
@@ -129,7 +129,7 @@ def _log_student_cdf(x: NDArray[np.float64], df: float) -> NDArray[np.float64]:
             log_w = math.log(df) - 2 * np.log(far[lost]) - np.log1p(df / far[lost] / far[lost])
             series = np.log(scipy.special.hyp2f1(a + 0.5, 1.0, a + 1.0, w)) + 0.5 * np.log1p(-w)
             log_tail[lost] = a * log_w + series - math.log(2 * a) - scipy.special.betaln(a, 0.5)
-        return np.asarray(np.where(x < 0, log_tail, np.log1p(-tail)))
+        return np.where(np.atleast_1d(x) < 0, log_tail, np.log1p(-tail)).reshape(x.shape)
 
 
 def log_student_cdf(x: Tensor, df: float) -> Tensor:
@@ -164,7 +164,8 @@ def log_student_pdf(x: Tensor, df: float) -> Tensor:
     tensor([0.3183])
     """
     constant = 0.5 * math.log(df * math.pi) + math.lgamma(df / 2) - math.lgamma((df + 1) / 2)
-    return -(df + 1) / 2 * torch.log1p(x * x / df) - constant
+    # x² would overflow where the tail of a small df still counts.
+    return -(df + 1) * torch.hypot(torch.ones_like(x), x / math.sqrt(df)).log() - constant
 
 
 def leader_from_rivals(log_p: Tensor) -> Tensor:

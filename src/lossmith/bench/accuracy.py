@@ -64,7 +64,7 @@ def select(noises: Iterable[str] | None, classes: Iterable[int] | None, topk: bo
     ):
         for value in wanted or ():
             if value not in known:
-                raise InputError(f"{what}: no stored values for {value!r}; {near(str(value), sorted(map(str, known)))}")
+                raise InputError(f"{what}: no stored values for {value!r}; {near(str(value), map(str, sorted(known)))}")
     chosen = [c for c in cases if (not noises or c.noise in noises) and (not classes or c.classes in classes)]
     return [list(group) for _, group in groupby(chosen, key=lambda c: (c.noise, c.classes, c.k))]
 

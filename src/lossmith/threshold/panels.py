@@ -3,9 +3,9 @@ r"""Where the nodes go: panels of Gauss–Legendre nodes, cut in two until each 
 A panel's 16 values are expanded in Legendre polynomials. On a smooth integrand of size a the coefficients fall geometrically,
 c_k ~ a ρ^(−k), and Gauss's rule errs by about a ρ^(−32), which is c² / a for the last of them: where that is below ``error``
 times the row's integral, the panel is done; otherwise it is halved (Trefethen, "Approximation theory and approximation
-practice", ch. 19). Panels whose values all lie ``drop`` nats below the integral are left alone, and get no
-nodes in the end. Their two ends are looked at as well: a peak hidden between the nodes of a wide panel shows on the side
-of the panel that holds it, so that halving closes in on it. All values are logarithms: nothing underflows.
+practice", ch. 19). Panels whose values all lie ``drop`` nats below the integral are left alone, and get no nodes in the end; the
+two ends are looked at as well, so that a panel beside a peak counts. All values are logarithms: nothing underflows. Logarithms
+of 1e9 and more have a rounding error that no halving mends; what is asked of a panel is no finer than that.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class _Sizes(NamedTuple):
     """Of each panel's integrands, (n, outputs) each, as logarithms."""
 
     area: Tensor
-    peak: Tensor
-    tail: Tensor
+    peak: Tensor  # over nodes and ends, times the width
+    error: Tensor  # estimated
 
 
 Integrand = Callable[[Tensor, Tensor], Tensor]  # rows (n,), thresholds (n, m) -> log integrands (n, m, outputs)
@@ -98,20 +98,39 @@ def refine(
     """
     sizes = _sizes(panels, integrand)
     for _ in range(MAX_ROUNDS):
-        total = _sum_by_row(sizes.area, panels.row, rows)
-        level = torch.where(wanted(total), total, math.inf)[panels.row]
-        counts = sizes.peak > level - rule.drop
+        total, level = _levels(sizes, panels, rows, wanted)
         middle = (panels.left + panels.right) / 2
         divisible = (panels.right - panels.left) > 64 * torch.finfo(middle.dtype).eps * middle.abs()
-        rough = (counts & (2 * sizes.tail - sizes.peak > level + math.log(rule.error))).any(-1) & divisible
+        counts = _counts(sizes.peak, level, rule)
+        rough = (counts & (sizes.error > level + _tolerance(sizes.peak, rule))).any(-1) & divisible
         if not rough.any():
             break
         lower, upper = panels._replace(right=middle).select(rough), panels._replace(left=middle).select(rough)
         halves = lower.join(upper)
         panels = panels.select(~rough).join(halves)
         sizes = _Sizes(*(torch.cat([old[~rough], new]) for old, new in zip(sizes, _sizes(halves, integrand), strict=True)))
+    total, level = _levels(sizes, panels, rows, wanted)
     order = panels.row.argsort(stable=True)
-    return panels.select(order[counts.any(-1)[order]]), total
+    counts = _counts(sizes.peak, level, rule).any(-1)
+    return panels.select(order[counts[order]]), total
+
+
+def _levels(sizes: _Sizes, panels: Panels, rows: int, wanted: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The log integrals (rows, outputs), and of each panel's row where they are wanted, inf elsewhere."""
+    total = _sum_by_row(sizes.area, panels.row, rows)
+    return total, torch.where(wanted(total), total, math.inf)[panels.row]
+
+
+def _counts(peak: Tensor, level: Tensor, rule: Rule) -> Tensor:
+    """Which panels do not count as zero; a level so far down that it rounds ``drop`` away is met by the highest."""
+    rounding = 4 * torch.finfo(peak.dtype).eps * level.abs()
+    return (peak > level - torch.clamp(rounding.nan_to_num(posinf=0.0), min=rule.drop)) & peak.isfinite()
+
+
+def _tolerance(peak: Tensor, rule: Rule) -> Tensor:
+    """Log of the error allowed, relative to the integral; rounding of the logarithms makes coefficients of eps · |peak|."""
+    rounding = 100 * torch.finfo(peak.dtype).eps * peak.abs().nan_to_num(posinf=0.0)
+    return rounding.square().clamp(rule.error, 1.0).log()
 
 
 def cut(panels: Panels, at: Tensor) -> Panels:
@@ -154,13 +173,14 @@ def _sizes(panels: Panels, integrand: Integrand) -> _Sizes:
     width = (panels.right - panels.left).unsqueeze(-1)
     u = panels.left.unsqueeze(-1) + width * INSPECTED.to(width)
     log = integrand(panels.row, u)
-    peak = log.amax(-2)
-    finite = torch.where(peak.isneginf(), 0.0, peak)
+    peak, highest = log.amax(-2), log[:, :NODES].amax(-2)
+    finite = torch.where(highest.isneginf(), 0.0, highest)
     value = (log[:, :NODES] - finite.unsqueeze(-2)).exp()
     area = (value * LOG_WEIGHTS.exp().to(value).unsqueeze(-1)).sum(-2)
     last = [(value * column.unsqueeze(-1)).sum(-2).abs() for column in LAST_COEFFICIENTS.to(value).unbind(-1)]
-    scale = finite + width.log()
-    return _Sizes(area.log() + scale, peak + width.log(), torch.stack(last).amax(0).log() + scale)
+    scale, width = finite + width.log(), width.log()
+    error = 2 * torch.stack(last).amax(0).log() + scale
+    return _Sizes(area.log() + scale, peak + width, error)
 
 
 def _sum_by_row(log: Tensor, row: Tensor, rows: int) -> Tensor:

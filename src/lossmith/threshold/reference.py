@@ -39,7 +39,8 @@ ROUGH = 0.1  # error at which it is seen where an integrand lives
 
 CHUNK = 1 << 22  # most elements of one (rows, nodes, classes) block; larger work is cut up and recomputed in backward
 OVER = 100.0  # nats: where a tail is lighter than exp(−OVER), it is over
-FAR = 1e30  # where a class goes that is removed; finite in float32 too
+FAR = 1e30  # where a class goes that is removed, if nodes follow the kinks; finite in float32 too
+LEVELS = [1e-9, 1e-6, 1e-4, 1e-3, *(i / 64 for i in range(1, 64)), 0.999, 0.9999, 1 - 1e-6]  # of the noise, for ``_place``
 WIDE = 8.0  # widest panel of ``log_probs``, in scales: no class's own peak, one scale wide, hides in it
 FEW = 32  # classes up to which noise with kinks gets nodes for each class: only these have second derivatives at ties
 
@@ -66,7 +67,7 @@ def log_prob(scores: Tensor, target: Tensor, noise: Noise, rank: int = 1) -> Ten
     # Measured from the target's score the nodes are exact near it, whatever the size of the scores.
     centred = torch.where(lost, 0.0, scores.double() - own_score.double())
     removed = centred.isneginf().scatter(-1, own, True)
-    rivals = centred.masked_fill(removed, -FAR)  # log F = 0 takes them out of the product
+    rivals = centred.masked_fill(removed, _nowhere(noise))  # log F = 0 takes them out of the product
 
     def log_integrands(rivals: Tensor, u: Tensor) -> Tensor:
         return noise.log_prob(u).unsqueeze(-1) + torch.stack(log_tails(rivals, u, noise, rank, dtype), -1)
@@ -75,7 +76,8 @@ def log_prob(scores: Tensor, target: Tensor, noise: Noise, rank: int = 1) -> Ten
         return total == total.amin(-1, keepdim=True)
 
     with torch.no_grad():
-        anchors = torch.cat([torch.zeros_like(own_score.double()), rivals.amax(-1, keepdim=True)], -1)
+        highest = rivals.amax(-1, keepdim=True)
+        anchors = torch.cat([torch.zeros_like(highest), highest.nan_to_num(neginf=0.0)], -1)
         edges = _around(anchors, noise)
         panels, total = _place(edges, anchors, rivals, centred, noise, log_integrands, smaller, RULES[dtype])
         complement = total[:, 1] < total[:, 0]
@@ -116,11 +118,11 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
     z = scores.double()
     top = z.amax(-1, keepdim=True)
     centred = torch.where(removed, -math.inf, z - torch.where(top.isneginf(), 0.0, top.detach()))
-    finite = centred.masked_fill(removed, -FAR)
+    finite = centred.masked_fill(removed, _nowhere(noise))
     lowest = torch.where(removed, 0.0, centred).amin(-1, keepdim=True)
     unit = float(_location(noise)[1])
     spread = lowest.neg().max().item() / unit if len(scores) else 0.0
-    if spread > 16 * scores.shape[-1] or (noise.kinks and scores.shape[-1] <= FEW):
+    if spread > 16 * scores.shape[-1] or ((noise.kinks or not noise.unimodal) and scores.shape[-1] <= FEW):
         return _log_probs_one_by_one(scores, noise)
 
     def log_integrands(finite: Tensor, u: Tensor) -> Tensor:
@@ -194,6 +196,9 @@ def _place(
     panels = between(edges.sort(-1).values, least=2 * float(_location(noise)[1]))
     if noise.kinks:  # of the anchors at least, else both ends of a panel may lie outside the support
         panels = cut(panels, kinks.positions(anchors, noise))
+    if not noise.unimodal:  # then peaks may stand anywhere between the quantiles
+        places = anchors.unsqueeze(-1) + noise.icdf(torch.tensor(LEVELS, dtype=torch.float64)).to(anchors)
+        panels = cut(panels, places.flatten(-2).sort(-1).values)
     panels = screen(panels, rows, integrand, rule)
     if noise.kinks:
         panels, _ = refine(
@@ -203,10 +208,14 @@ def _place(
     return refine(panels, rows, integrand, wanted, rule)
 
 
+def _nowhere(noise: Noise) -> float:
+    return -FAR if noise.kinks else -math.inf
+
+
 def _distances(noise: Noise) -> Tensor:
     """From the middle of the noise outwards, in factors of 4, to where its tails are over."""
     middle, unit = _location(noise)
-    distance = 2 * unit * 4.0 ** torch.arange(150, dtype=torch.float64)
+    distance = 2 * unit * 4.0 ** torch.arange(490, dtype=torch.float64)
     alive = (noise.log_cdf(middle - distance) > -OVER) | (noise.log_sf(middle + distance) > -OVER)
     return distance[: int(alive.sum()) + 1]
 
