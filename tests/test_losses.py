@@ -153,6 +153,27 @@ def test_what_weighs_nothing_does_nothing(target: Tensor, q: float, noise: str) 
     assert slopes.isfinite().all()
 
 
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"over": "batch"}, {"weight": CLASS_WEIGHT}], ids=str)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_ignored_row_may_hold_anything(bad: float, options: dict[str, Any], standardize: bool) -> None:
+    """Padding of sequences, say: the loss and its gradient are those without the row."""
+    loss = AccuracyLoss(standardize=standardize, **options)
+    kept = [0, 1, 3]
+    clean = SCORES[kept].clone().requires_grad_()
+    expected = loss(clean, TARGET[kept])
+    scores = SCORES.clone()
+    scores[2] = bad
+    scores.requires_grad_()
+    value = loss(scores, IGNORED)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    slopes = gradient(value, scores)
+    torch.testing.assert_close(slopes[kept], gradient(expected, clean), rtol=1e-9, atol=1e-14)
+    assert not slopes[2].any()
+    with pytest.raises(ValueError, match=r"^scores: expected [^\n]+ row 2"):
+        AccuracyLoss(**options)(scores, TARGET)
+
+
 def test_margin_with_soft_targets_caps_each_class() -> None:
     scores, margin = SCORES, 0.4
     soft = AccuracyLoss(margin=margin, reduction="none")(scores, SOFT)
@@ -230,7 +251,7 @@ def test_repr_names_the_dials() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"noise": "norml"}, ValueError, r"^noise: unknown name 'norml'; did you mean 'normal'\?$"),
+        ({"noise": "norml"}, ValueError, r"^noise: unknown name 'norml'; did you mean 'normal', 'uniform'\?$"),
         ({"q": -1.0}, ValueError, r"^q: expected a finite number ≥ 0, got -1.0; [^\n]+$"),
         ({"over": "samples"}, ValueError, r"^over: expected 'sample' or 'batch', got 'samples'$"),
         ({"over": "batch", "reduction": "sum"}, ValueError, r"^reduction: over='batch' [^\n]+ takes 'mean' only, got 'sum'$"),
@@ -270,5 +291,5 @@ def test_forward_refuses_in_one_line(scores: Tensor, target: Tensor, error: type
 def test_a_scale_set_out_of_range_is_refused_when_used() -> None:
     loss = AccuracyLoss()
     loss.scale = 0.0
-    with pytest.raises(ValueError, match=r"^scale: expected positive numbers, got 0.0$"):
+    with pytest.raises(ValueError, match=r"^scale: expected a positive number, got 0.0$"):
         loss(SCORES, TARGET)

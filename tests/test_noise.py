@@ -1,86 +1,130 @@
+"""Every noise against SciPy where that has its digits, and against mpmath in the tails."""
+
 import math
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from numpy.typing import NDArray
+from scipy import integrate, stats
 
 import oracles
-from lossmith import noise
-from lossmith.noise import Gumbel, Noise, Normal
+from cases import tensor
+from lossmith import noise as noises
+from lossmith.noise import Custom, Exponential, Gumbel, Noise, Normal, StudentT
 
-SCIPY = {"normal": stats.norm, "gumbel": stats.gumbel_r}
-EACH = pytest.mark.parametrize("name", list(SCIPY))
-X = np.array([-6.0, -3.0, -1.0, -0.2, 0.0, 0.7, 2.0, 5.0, 12.0])
+BY_NAME = {name: StudentT(float(name[9:])) if ":" in name else noises.get(name) for name in oracles.SCIPY}
+EACH = pytest.mark.parametrize("name", BY_NAME)
+X = np.array([-6.0, -3.0, -1.0, -0.2, 0.25, 0.7, 2.0, 5.0, 12.0])
+# Of each noise, points deep in its tails: where F or 1 − F is far below the rounding of 1.
+FAR = {
+    "normal": [-1000.0, -39.0, 9.0, 30.0],
+    "gumbel": [-700.0, -6.0, 40.0, 600.0],
+    "logistic": [-1e4, -700.0, 40.0, 700.0],
+    "laplace": [-1e4, -700.0, 40.0, 700.0],
+    "studentt:1": [-1e150, -1e18, 1e9, 1e18],
+    "studentt:3": [-1e18, -1e6, 1e4, 1e18],
+    "studentt:30": [-1e18, -1e3, 1e2, 1e9],
+    "uniform": [1e-300, 1e-20, 0.5, 1 - 2.0**-53],
+    "exponential": [-1e4, -700.0, -1e-20, -1e-300],
+}
+TAILS = [(name, x) for name, points in FAR.items() for x in points]
+
+
+def differentiable(values: NDArray[np.float64] | list[float]) -> torch.Tensor:
+    return tensor(values, requires_grad=True)
+
+
+def scipys_log(name: str, x: NDArray[np.float64], method: str) -> NDArray[np.float64]:
+    """log F or log(1 − F), from whichever of the two is small; SciPy's own logarithms are not all made so."""
+    scipys = oracles.SCIPY[name]
+    small, large = (scipys.cdf(x), scipys.sf(x)) if method == "log_cdf" else (scipys.sf(x), scipys.cdf(x))
+    with np.errstate(divide="ignore"):
+        return np.where(large < 0.5, np.log1p(-large), np.log(small))
 
 
 def test_every_noise_is_tested() -> None:
-    assert set(noise.NOISES) == set(SCIPY)
+    assert {name.partition(":")[0] for name in oracles.SCIPY} == set(noises.NOISES) == {n.name for n in BY_NAME.values()}
 
 
 @EACH
-@pytest.mark.parametrize(("method", "counterpart"), [("log_prob", "logpdf"), ("log_cdf", "logcdf"), ("cdf", "cdf")])
-def test_density_and_distribution_function_are_scipys(name: str, method: str, counterpart: str) -> None:
-    ours = getattr(noise.get(name), method)(torch.tensor(X))
-    theirs = getattr(SCIPY[name], counterpart)(X)
-    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-13, atol=1e-300)
+def test_density_is_scipys(name: str) -> None:
+    np.testing.assert_allclose(BY_NAME[name].log_prob(tensor(X)).numpy(), oracles.SCIPY[name].logpdf(X), rtol=1e-13)
 
 
 @EACH
-def test_distribution_function_keeps_its_digits_far_out(name: str) -> None:
-    far = torch.tensor([-6.0, 30.0], dtype=torch.float64)
-    left, right = noise.get(name).log_cdf(far).tolist()
-    if name == "normal":
-        expected = oracles.log_ndtr_mp(-6.0), oracles.log_ndtr_mp(30.0)
-    else:
-        expected = -math.exp(6.0), -math.exp(-30.0)
-    assert left == pytest.approx(expected[0], rel=1e-14, abs=0)
-    assert right == pytest.approx(expected[1], rel=1e-12, abs=0)
+@pytest.mark.parametrize("method", ["log_cdf", "log_sf"])
+def test_distribution_and_survival_function_are_scipys(name: str, method: str) -> None:
+    ours = getattr(BY_NAME[name], method)(tensor(X)).numpy()
+    np.testing.assert_allclose(ours, scipys_log(name, X, method), rtol=1e-11, atol=1e-300)
+    np.testing.assert_allclose(BY_NAME[name].cdf(tensor(X)).numpy(), oracles.SCIPY[name].cdf(X), rtol=1e-11, atol=1e-300)
+
+
+@pytest.mark.parametrize(("name", "x"), TAILS)
+def test_both_logarithms_keep_their_digits_far_out(name: str, x: float) -> None:
+    got = [getattr(BY_NAME[name], method)(tensor([x])).item() for method in ("log_cdf", "log_sf")]
+    expected = [oracles.log_cdf_mp(name, x), oracles.log_sf_mp(name, x)]
+    # log Φ carries x² units of rounding where it is nearly 0.
+    tolerance = 1e-14 * max(1.0, x * x) if name == "normal" and x > 0 else 1e-13
+    absolute = 1e-16 if name == "uniform" else 1e-307  # its log(1 − F) near 0 is good to the rounding of 1
+    assert got == pytest.approx(expected, rel=tolerance, abs=absolute)
+
+
+@EACH
+def test_the_ends_of_the_line(name: str) -> None:
+    ends = tensor([-math.inf, math.inf])
+    assert BY_NAME[name].log_cdf(ends).tolist() == [-math.inf, 0.0]
+    assert BY_NAME[name].log_sf(ends).tolist() == [0.0, -math.inf]
 
 
 @EACH
 def test_quantile_inverts_the_distribution_function(name: str) -> None:
     p = np.array([1e-12, 1e-3, 0.1, 0.5, 0.9, 0.999])
-    ours = noise.get(name).icdf(torch.tensor(p))
-    np.testing.assert_allclose(ours.numpy(), SCIPY[name].ppf(p), rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(noise.get(name).cdf(ours).numpy(), p, rtol=1e-9)
+    ours = BY_NAME[name].icdf(tensor(p))
+    np.testing.assert_allclose(ours.numpy(), oracles.SCIPY[name].ppf(p), rtol=1e-10, atol=1e-15)
+    np.testing.assert_allclose(BY_NAME[name].cdf(ours).numpy(), p, rtol=1e-9)
 
 
 @EACH
-@pytest.mark.parametrize(
-    ("function", "derivatives"), [("log_prob", ("score", "score_slope")), ("log_cdf", ("hazard", "hazard_slope"))]
-)
-def test_derivatives_of_log_f_and_of_log_cdf(name: str, function: str, derivatives: tuple[str, str]) -> None:
-    distribution = noise.get(name)
-    x = torch.tensor(X, requires_grad=True)
-    (first,) = torch.autograd.grad(getattr(distribution, function)(x).sum(), x, create_graph=True)
-    (second,) = torch.autograd.grad(first.sum(), x)
-    for method, expected in zip(derivatives, (first, second), strict=True):
-        torch.testing.assert_close(getattr(distribution, method)(x), expected, rtol=1e-12, atol=1e-300)
+def test_the_derivative_of_log_cdf_is_the_density_over_the_cdf(name: str) -> None:
+    x = differentiable(X)
+    log_cdf = BY_NAME[name].log_cdf(x)
+    (slope,) = torch.autograd.grad(log_cdf[log_cdf.isfinite()].sum(), x)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = oracles.SCIPY[name].pdf(X) / oracles.SCIPY[name].cdf(X)
+    np.testing.assert_allclose(slope.numpy(), np.nan_to_num(ratio), rtol=1e-12, atol=1e-300)
 
 
 @EACH
-def test_log_cdf_is_flat_at_plus_infinity(name: str) -> None:
-    distribution, far = noise.get(name), torch.tensor([math.inf, 1e4], dtype=torch.float64)
-    for method in (distribution.log_cdf, distribution.hazard, distribution.hazard_slope):
-        assert method(far).tolist() == [0.0, 0.0]
+@pytest.mark.parametrize("method", ["log_prob", "log_cdf", "log_sf"])
+def test_derivatives_up_to_the_third(name: str, method: str) -> None:
+    """Away from the kinks, where uniform and exponential have nothing outside their supports."""
+    inside = {"uniform": [0.1, 0.45, 0.9], "exponential": [-3.0, -0.5, -0.1]}
+    x = differentiable(inside.get(name, [-2.0, -0.3, 0.4, 1.5]))
+    function = getattr(BY_NAME[name], method)
+    if function(x).requires_grad:  # the uniform density is constant
+        assert torch.autograd.gradcheck(function, x)
+        assert torch.autograd.gradgradcheck(function, x)
 
 
 @EACH
-def test_the_density_peaks_at_the_mode(name: str) -> None:
-    distribution = noise.get(name)
-    assert distribution.score(torch.tensor(distribution.mode, dtype=torch.float64)).item() == 0.0
+def test_kinks_are_where_scipys_density_is_not_smooth(name: str) -> None:
+    density, h = oracles.SCIPY[name].pdf, 1e-6
+    x = np.arange(-3.0, 3.25, 0.25)
+    left, right = density(x - h), density(x + h)
+    left_slope, right_slope = (left - density(x - 2 * h)) / h, (density(x + 2 * h) - right) / h
+    rough = (abs(right - left) > 100 * h) | (abs(right_slope - left_slope) > 100 * h + 1e-4)
+    assert tuple(x[rough]) == BY_NAME[name].kinks
 
 
 @EACH
-def test_what_the_engine_requires(name: str) -> None:
-    """log f and log F are concave, and their derivatives convex."""
-    x = torch.linspace(-6, 12, 2001, dtype=torch.float64)
-    rounding = 1e-9
-    for function in (noise.get(name).log_prob, noise.get(name).log_cdf):
-        values = function(x)
-        assert (values.diff(n=2) <= rounding * values[1:-1].abs().clamp_min(1)).all()
-        assert (values.diff(n=3) >= -rounding * values[2:-1].abs().clamp_min(1)).all()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_type_and_shape_are_kept(name: str, dtype: torch.dtype) -> None:
+    x = torch.full((2, 3), 0.25, dtype=dtype)
+    for method in ("log_prob", "log_cdf", "log_sf", "cdf", "icdf"):
+        got = getattr(BY_NAME[name], method)(x)
+        assert got.dtype == dtype, method
+        assert got.shape == (2, 3), method
 
 
 @EACH
@@ -88,10 +132,10 @@ def test_what_the_engine_requires(name: str) -> None:
 def test_samples_follow_the_distribution(name: str, dtype: torch.dtype) -> None:
     """Kolmogorov–Smirnov at level 1e-6: with a fixed seed it passes or fails for good."""
     torch.manual_seed(0)
-    drawn = noise.get(name).sample((200, 100), like=torch.zeros((), dtype=dtype))
+    drawn = BY_NAME[name].sample((200, 100), like=torch.zeros((), dtype=dtype))
     assert drawn.shape == (200, 100)
     assert drawn.dtype == dtype
-    assert stats.kstest(drawn.double().flatten().numpy(), SCIPY[name].cdf).pvalue > 1e-6
+    assert stats.kstest(drawn.double().flatten().numpy(), oracles.SCIPY[name].cdf).pvalue > 1e-6
 
 
 @EACH
@@ -99,47 +143,81 @@ def test_samples_repeat_with_the_global_seed(name: str) -> None:
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        draws.append(noise.get(name).sample((5,), like=torch.zeros(())))
+        draws.append(BY_NAME[name].sample((5,), like=torch.zeros(())))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_a_zero_from_the_generator_gives_a_finite_gumbel(monkeypatch: pytest.MonkeyPatch) -> None:
+@EACH
+def test_a_zero_from_the_generator_gives_a_finite_sample(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.zeros(*shape, **options))
-    assert Gumbel().sample((3,), like=torch.zeros(())).isfinite().all()
+    assert BY_NAME[name].sample((3,), like=torch.zeros(())).isfinite().all()
 
 
 def test_closed_forms() -> None:
-    scores = torch.tensor([[0.3, -1.0, 2.0]], dtype=torch.float64)
-    gumbel = Gumbel().closed_form_log_probs(scores)
+    scores = np.array([[0.3, -1.0, 2.0]])
+    gumbel = Gumbel().closed_form_log_probs(tensor(scores))
     assert gumbel is not None
-    np.testing.assert_allclose(gumbel.exp().numpy(), oracles.softmax(scores.numpy()), rtol=1e-14)
-    normal = Normal().closed_form_log_probs(scores[:, :2])
+    np.testing.assert_allclose(gumbel.exp().numpy(), oracles.softmax(scores), rtol=1e-14)
+    normal = Normal().closed_form_log_probs(tensor(scores[:, :2]))
     assert normal is not None
     np.testing.assert_allclose(normal.exp().numpy(), [stats.norm.cdf([1.3 / math.sqrt(2), -1.3 / math.sqrt(2)])], rtol=1e-14)
-    assert Normal().closed_form_log_probs(scores) is None
+    exponential = Exponential().closed_form_log_probs(tensor(scores))
+    assert exponential is not None
+    for k, z in enumerate(scores[0]):  # minus an exponential variable is e⁻ᵗ dense at z − t
+        others = np.delete(scores[0], k)
+        breaks = [z - s for s in others if s < z]
+        p = integrate.quad(
+            lambda t, z=z, o=others: np.exp(-t + np.minimum(z - t - o, 0).sum()), 0, 60, points=breaks, epsabs=1e-12
+        )[0]
+        assert exponential[0, k].exp().item() == pytest.approx(p, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name not in ("gumbel", "exponential")])
+def test_no_other_closed_form(name: str) -> None:
+    assert BY_NAME[name].closed_form_log_probs(torch.zeros(2, 3)) is None
 
 
 def test_get_takes_a_name_or_a_noise() -> None:
     own = Normal()
-    assert noise.get(own) is own
-    assert isinstance(noise.get("gumbel"), Gumbel)
-    assert repr(noise.get("normal")) == "Normal()"
+    assert noises.get(own) is own
+    assert isinstance(noises.get("gumbel"), Gumbel)
+    assert [repr(noises.get(name)) for name in ("normal", "studentt")] == ["Normal()", "StudentT(df=3)"]
+
+
+def test_custom_is_made_of_its_functions() -> None:
+    own = Custom(torch.neg, torch.zeros_like, torch.square, kinks=[0.0, 2.0], name="mine")
+    x = tensor([0.25, 3.0])
+    assert own.log_prob(x).tolist() == [-0.25, -3.0]
+    assert own.cdf(x).tolist() == [1.0, 1.0]
+    assert own.log_sf(x).tolist() == [-math.inf, -math.inf]
+    assert own.icdf(x).tolist() == [0.0625, 9.0]
+    assert own.kinks == (0.0, 2.0)
+    assert repr(noises.get(own)) == "Custom(name='mine')"
+
+
+NAMES = r"'normal', 'gumbel', 'logistic', 'laplace', 'studentt', 'uniform', 'exponential'"
 
 
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ("norml", ValueError, r"^noise: unknown name 'norml'; did you mean 'normal'\?$"),
+        ("norml", ValueError, r"^noise: unknown name 'norml'; did you mean 'normal', 'uniform'\?$"),
         ("gumble", ValueError, r"^noise: unknown name 'gumble'; did you mean 'gumbel'\?$"),
-        ("zzz", ValueError, r"^noise: unknown name 'zzz'; choose from 'normal', 'gumbel'$"),
+        ("zzz", ValueError, rf"^noise: unknown name 'zzz'; choose from {NAMES}$"),
         (3, TypeError, r"^noise: expected a name or a lossmith\.noise\.Noise, got int$"),
         (Normal, TypeError, r"^noise: expected a name or a lossmith\.noise\.Noise, got .+$"),
     ],
 )
 def test_get_refuses_in_one_line(given: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        noise.get(given)  # type: ignore[arg-type]
+        noises.get(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("df", [0.0, -1.0, math.inf, math.nan])
+def test_degrees_of_freedom_are_positive_and_finite(df: float) -> None:
+    with pytest.raises(ValueError, match=rf"^df: expected a finite number of degrees of freedom > 0, got {df}$"):
+        StudentT(df)
 
 
 def test_noise_itself_is_abstract() -> None:

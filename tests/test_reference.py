@@ -1,4 +1,7 @@
-"""The engine itself against adaptive integration in many digits, without the closed forms that hide it."""
+"""The engine itself: against adaptive integration in many digits, closed forms that it does not use, and itself in other cuts.
+
+How it stands with every noise and thousands of classes is in test_values.py.
+"""
 
 import math
 from typing import Any
@@ -9,13 +12,11 @@ import torch
 from torch import Tensor
 
 import oracles
-from lossmith.noise import Gumbel, Normal
+from cases import BY_NAME, EACH, gradient, random_scores, tensor
+from lossmith.noise import Exponential, Noise, Normal
 from lossmith.threshold import reference
 
 INF = math.inf
-GAPS = (-50.0, -40.0, -20.0, -5.0, -1.0, 0.0, 1.0, 5.0, 20.0, 50.0)
-EQUAL = [(gap, ((0.0, C - 1),)) for C in (2, 3, 10, 100, 1000) for gap in GAPS]
-HUGE = [(gap, ((0.0, 49_999),)) for gap in (-50.0, 5.0)]
 MIXED = [  # (the target's score, (score, count) of its rivals)
     (0.0, ((5.0, 1), (0.0, 3), (-5.0, 5))),
     (-20.0, ((0.0, 1), (-1.0, 3), (-45.0, 95))),
@@ -49,11 +50,7 @@ def exact_gradient(own: float, rivals: oracles.Rivals) -> np.ndarray[Any, Any]:
     return np.append(each, -each.sum())
 
 
-def gradient(value: Tensor, x: Tensor, **options: Any) -> Tensor:
-    return torch.autograd.grad(value, x, **options)[0]
-
-
-@pytest.mark.parametrize(("own", "rivals"), EQUAL + HUGE + MIXED)
+@pytest.mark.parametrize(("own", "rivals"), MIXED)
 def test_one_class_in_float64(own: float, rivals: oracles.Rivals) -> None:
     scores = scores_of(own, rivals)
     log_p = reference.log_prob(scores, torch.tensor([scores.shape[1] - 1]), Normal())
@@ -64,7 +61,7 @@ def test_one_class_in_float64(own: float, rivals: oracles.Rivals) -> None:
     assert np.linalg.norm(error) <= GRADIENT_64 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize(("own", "rivals"), EQUAL + MIXED)
+@pytest.mark.parametrize(("own", "rivals"), MIXED)
 def test_all_classes_in_float64(own: float, rivals: oracles.Rivals) -> None:
     scores = scores_of(own, rivals)
     log_p = reference.log_probs(scores, Normal())[0, -1]
@@ -75,7 +72,7 @@ def test_all_classes_in_float64(own: float, rivals: oracles.Rivals) -> None:
     assert np.linalg.norm(error) <= GRADIENT_64 * np.linalg.norm(exact) + GRADIENT_ALL_CLASSES
 
 
-@pytest.mark.parametrize(("own", "rivals"), EQUAL + HUGE + MIXED)
+@pytest.mark.parametrize(("own", "rivals"), MIXED)
 def test_one_class_in_float32(own: float, rivals: oracles.Rivals) -> None:
     scores = scores_of(own, rivals, torch.float32)
     log_p = reference.log_prob(scores, torch.tensor([scores.shape[1] - 1]), Normal())
@@ -85,7 +82,7 @@ def test_one_class_in_float32(own: float, rivals: oracles.Rivals) -> None:
     assert abs(log_p.exp().item() - math.exp(expected)) <= P_32
 
 
-@pytest.mark.parametrize(("own", "rivals"), EQUAL + MIXED)
+@pytest.mark.parametrize(("own", "rivals"), MIXED)
 def test_all_classes_in_float32(own: float, rivals: oracles.Rivals) -> None:
     log_p = reference.log_probs(scores_of(own, rivals, torch.float32), Normal())[0, -1]
     expected = oracles.log_p_mp(own, rivals)
@@ -94,17 +91,30 @@ def test_all_classes_in_float32(own: float, rivals: oracles.Rivals) -> None:
     assert abs(log_p.exp().item() - math.exp(expected)) <= P_32
 
 
-@pytest.mark.parametrize("C", [2, 10, 1000])
-@pytest.mark.parametrize("gap", [-5.0, -1.0, 0.0, 1.0, 5.0])
-def test_gumbel_noise_through_the_engine_is_softmax(gap: float, C: int) -> None:
+CLOSED: dict[str, Any] = {  # log p of the last class
+    "gumbel": lambda z: -torch.log1p((z[:, :-1] - z[:, -1:]).exp().sum(-1)),
+    "exponential": lambda z: Exponential().closed_form_log_probs(z)[:, -1],  # held against the tables in test_values.py
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("C", [2, 10, 200])
+@pytest.mark.parametrize("gap", [-5.0, -1.0, 0.0, 1.0, 5.0, 30.0])
+def test_the_engine_gives_what_closed_forms_give(name: str, gap: float, C: int) -> None:
     scores = torch.cat([torch.linspace(-2, 0, C - 1), torch.tensor([gap])]).double().unsqueeze(0).requires_grad_()
-    softmax = scores.log_softmax(-1)
-    one = reference.log_prob(scores, torch.tensor([C - 1]), Gumbel())
-    every = reference.log_probs(scores, Gumbel())
-    torch.testing.assert_close(every, softmax, rtol=LOG_P_64, atol=LOG_P_64)
-    torch.testing.assert_close(one, softmax[:, -1], rtol=LOG_P_64, atol=LOG_P_64)
-    exact = gradient(softmax[0, -1], scores)
+    expected = CLOSED[name](scores)
+    one = reference.log_prob(scores, torch.tensor([C - 1]), BY_NAME[name])
+    every = reference.log_probs(scores, BY_NAME[name])[:, -1]
+    for log_p in (one, every):
+        torch.testing.assert_close(log_p, expected, rtol=LOG_P_64, atol=0)
+    exact = gradient(expected, scores)
     assert (gradient(one, scores) - exact).norm() <= GRADIENT_64 * exact.norm()
+
+
+@pytest.mark.parametrize("gap", [-300.0, -30.0, -1.0, 0.0, 1.0, 30.0, 35.0])
+def test_a_pair_of_normals_through_the_engine_is_phi(gap: float) -> None:
+    log_p = reference.log_prob(tensor([[0.0, gap]]), torch.tensor([1]), Normal())
+    assert log_p.item() == pytest.approx(oracles.log_ndtr_mp(gap / math.sqrt(2)), rel=LOG_P_64, abs=0)
 
 
 @pytest.mark.parametrize("C", [3, 10, 100])
@@ -136,14 +146,9 @@ SPREADS = {
 }
 
 
-# A Gumbel integrand falls off like exp(−exp(−x)): far gaps are left to its closed form.
-PAIRS = [(Normal(), name) for name in SPREADS] + [
-    (Gumbel(), name) for name in SPREADS if "far" not in name and "out" not in name
-]
-
-
-@pytest.mark.parametrize(("noise", "name"), PAIRS, ids=str)
-def test_all_classes_agree_with_each_class_alone(noise: Normal | Gumbel, name: str) -> None:
+@EACH
+@pytest.mark.parametrize("name", SPREADS)
+def test_all_classes_agree_with_each_class_alone(noise: Noise, name: str) -> None:
     scores = torch.tensor([SPREADS[name]], dtype=torch.float64, requires_grad=True)
     every = reference.log_probs(scores, noise)[0]
     for k, log_p in enumerate(every):
@@ -154,70 +159,64 @@ def test_all_classes_agree_with_each_class_alone(noise: Normal | Gumbel, name: s
         torch.testing.assert_close(*slopes, rtol=GRADIENT_64, atol=10 * GRADIENT_ALL_CLASSES)
 
 
-def random_rows(rows: int, C: int = 5, spread: float = 2.0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(rows)
-    scores = spread * torch.randn(rows, C, generator=generator, dtype=torch.float64)
-    return scores.requires_grad_(), torch.randint(C, (rows,), generator=generator)
+def random_rows(rows: int, C: int = 5, spread: float = 0.3) -> tuple[Tensor, Tensor]:
+    """Near scores, so that no class is out of a uniform's reach."""
+    return random_scores(rows, C, spread=spread).clamp(-0.45, 0.45).requires_grad_(), torch.arange(rows) % C
 
 
-@pytest.mark.parametrize("rows_a_block", [1, 3])
-@pytest.mark.parametrize("every_class", [False, True])
-def test_cut_into_blocks_of_rows_nothing_changes(every_class: bool, rows_a_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores, target = random_rows(10, spread=0.5)
+ENGINE: dict[str, Any] = {
+    "one class": reference.log_prob,
+    "the top 3": lambda scores, target, noise: reference.log_prob(scores, target, noise, rank=3),
+    "all classes": lambda scores, target, noise: reference.log_probs(scores, noise),
+}
+EITHER = pytest.mark.parametrize("engine", ENGINE.values(), ids=ENGINE)
+
+
+@EITHER
+@EACH
+def test_cut_into_blocks_of_rows_nothing_changes(noise: Noise, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, target = random_rows(4)
 
     def run() -> list[Tensor]:
-        log_p = reference.log_probs(scores, Normal()) if every_class else reference.log_prob(scores, target, Normal())
+        log_p = engine(scores, target, noise)
         weights = torch.linspace(-1, 2, log_p.numel(), dtype=torch.float64).view_as(log_p)
         first = gradient((log_p * weights).sum(), scores, create_graph=True)
         return [log_p, first, gradient(first.square().sum(), scores)]
 
     whole = run()
     blocks = []
-
-    def counted(integral: Any, rows: Tensor, nodes: Tensor, **options: Any) -> Any:
-        blocks.append(len(rows))
-        return original(integral, rows, nodes, **options)
-
     original = reference.checkpoint
+
+    def counted(integral: Any, rows: Tensor, *others: Tensor, **options: Any) -> Any:
+        blocks.append(len(rows))
+        return original(integral, rows, *others, **options)
+
     monkeypatch.setattr(reference, "checkpoint", counted)
-    # With every class the number of nodes depends on the scores: here it is between one and two times the rule's.
-    monkeypatch.setattr(reference, "CHUNK", rows_a_block * (2 if every_class else 1) * 5 * reference.RULES[torch.float64].nodes)
-    torch.testing.assert_close(run(), whole, rtol=1e-12, atol=1e-14)
-    assert sum(blocks) >= 10
-    assert max(blocks) >= rows_a_block
-    assert len(blocks) > 1
+    monkeypatch.setattr(reference, "CHUNK", 1)
+    torch.testing.assert_close(run(), whole, rtol=1e-11, atol=1e-13)
+    assert min(blocks) == 1  # where each class goes alone, the rows for it come as one block more
+    assert sum(blocks) >= 4
 
 
+@EITHER
+@EACH
 @pytest.mark.parametrize("rows", [0, 1])
-def test_few_rows(rows: int) -> None:
+def test_few_rows(rows: int, noise: Noise, engine: Any) -> None:
     scores, target = random_rows(rows)
-    assert reference.log_prob(scores, target, Normal()).shape == (rows,)
-    assert reference.log_probs(scores, Normal()).shape == (rows, 5)
-    assert gradient(reference.log_probs(scores, Normal()).sum(), scores).shape == (rows, 5)
-    assert gradient(reference.log_prob(scores, target, Normal()).sum(), scores).shape == (rows, 5)
+    log_p = engine(scores, target, noise)
+    assert log_p.shape[0] == rows
+    assert gradient(log_p.sum(), scores).shape == (rows, 5)
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    """Beside a row with NaN, a hopeless one and a removed class, a plain row stays what it is alone."""
-    plain = [0.2, -0.4, 1.0]
-    mixed = torch.tensor([plain, [math.nan, 0.0, 1.0], [0.0, 50.0, -INF], plain], dtype=torch.float64)
-    alone = mixed[:1]
-    target = torch.tensor([0, 0, 0, 0])
-    one, every = reference.log_prob(mixed, target, Normal()), reference.log_probs(mixed, Normal())
-    assert one.isnan().tolist() == [False, True, False, False]
-    assert every.isnan().all(-1).tolist() == [False, True, False, False]
-    expected = reference.log_prob(alone, target[:1], Normal())
-    torch.testing.assert_close(one[[0, 3]], expected.expand(2), rtol=1e-12, atol=0)
-    torch.testing.assert_close(every[[0, 3]], reference.log_probs(alone, Normal()).expand(2, 3), rtol=1e-10, atol=0)
-
-
-def test_gradcheck_twice() -> None:
-    scores = torch.tensor([[0.3, -0.4, 1.2], [2.0, 2.0, -1.0]], dtype=torch.float64, requires_grad=True)
-    target = torch.tensor([1, 0])
-    for noise in (Normal(), Gumbel()):
-        for function in (lambda s, n=noise: reference.log_prob(s, target, n), lambda s, n=noise: reference.log_probs(s, n)):
-            assert torch.autograd.gradcheck(function, scores)
-            assert torch.autograd.gradgradcheck(function, scores)
+@EITHER
+@EACH
+def test_a_row_does_not_depend_on_its_neighbours(noise: Noise, engine: Any) -> None:
+    """Beside a hopeless row, a sure one and a removed class, a plain row stays what it is alone."""
+    plain = [0.2, -0.4, 0.5, 0.1]
+    mixed = tensor([plain, [0.0, 50.0, 1.0, 2.0], [0.0, -50.0, -math.inf, -60.0], [2000.0, 1.0, 0.0, -9.0], plain])
+    target = torch.zeros(5, dtype=torch.int64)
+    together, alone = engine(mixed, target, noise), engine(mixed[:1], target[:1], noise)
+    torch.testing.assert_close(together[[0, 4]], alone.expand(2, *alone.shape[1:]), rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -231,9 +230,38 @@ def test_far_beyond_the_range_it_stays_finite_and_near(dtype: torch.dtype, gap: 
     assert slopes.numpy() == pytest.approx(np.array([[2, -1, -1]]) * gap / 3, rel=1e-2)
 
 
+@EACH
 @pytest.mark.parametrize("top", [50.0, 1e3, 1e8])
-def test_wide_spreads_take_bounded_work(top: float) -> None:
-    scores = torch.tensor([[0.0, 1.0, top]], dtype=torch.float64)
-    log_p = reference.log_probs(scores, Normal())
-    each = [reference.log_prob(scores, torch.tensor([k]), Normal()) for k in range(3)]
+def test_wide_spreads_take_bounded_work(noise: Noise, top: float) -> None:
+    scores = tensor([[0.0, 1.0, top]])
+    log_p = reference.log_probs(scores, noise)
+    each = [reference.log_prob(scores, torch.tensor([k]), noise) for k in range(3)]
     torch.testing.assert_close(log_p, torch.stack(each, -1), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("C", [1000, 5000, 50_000])
+@pytest.mark.parametrize("name", ["uniform", "exponential"])
+def test_a_peak_at_the_end_of_the_support_is_found(name: str, C: int) -> None:
+    """Among equals the winner's noise is within 1/C of the end: between the end of a panel and its outermost node."""
+    log_p = reference.log_prob(torch.zeros(1, C, dtype=torch.float64), torch.tensor([0]), BY_NAME[name])
+    assert log_p.item() == pytest.approx(-math.log(C), rel=1e-9)
+
+
+@pytest.mark.parametrize("noise", [Normal(), *(BY_NAME[name] for name in ("logistic", "laplace"))], ids=str)
+@pytest.mark.parametrize(("dtype", "lead"), [(torch.float32, 30.0), (torch.float64, 100.0), (torch.float64, 800.0)])
+def test_where_1_minus_p_is_nearly_no_float_work_is_bounded(
+    noise: Noise, dtype: torch.dtype, lead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers near the smallest have few digits: refining their stairs would never end."""
+    thresholds = 0
+    original = noise.log_cdf
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal thresholds
+        thresholds += x.numel()
+        return original(x)
+
+    monkeypatch.setattr(noise, "log_cdf", counted)
+    log_p = reference.log_prob(torch.tensor([[lead, 0.0, 0.0, 0.0]], dtype=dtype), torch.tensor([0]), noise)
+    assert -1e-12 <= log_p.item() <= 0
+    assert thresholds < 4 * 10_000

@@ -3,7 +3,7 @@ r"""Where the nodes go: panels of Gauss–Legendre nodes, cut in two until each 
 A panel's 16 values are expanded in Legendre polynomials. On a smooth integrand of size a the coefficients fall geometrically,
 c_k ~ a ρ^(−k), and Gauss's rule errs by about a ρ^(−32), which is c² / a for the last of them: where that is below ``error``
 times the row's integral, the panel is done; otherwise it is halved (Trefethen, "Approximation theory and approximation
-practice", ch. 19). Panels whose values all lie ``drop`` nats below the integral are left alone, and get no nodes in the end; the
+practice", ch. 19). Panels whose values all lie ``drop`` nats below the integral are left alone, and get no nodes; the
 two ends are looked at as well, so that a panel beside a peak counts. All values are logarithms: nothing underflows. Logarithms
 of 1e9 and more have a rounding error that no halving mends; what is asked of a panel is no finer than that.
 """
