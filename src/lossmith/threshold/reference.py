@@ -158,7 +158,7 @@ def _log_probs_one_by_one(scores: Tensor, noise: Noise) -> Tensor:
 
     def some(scores: Tensor, first: int, last: int) -> Tensor:
         classes = torch.arange(first, last, device=scores.device).repeat(len(scores))
-        return log_prob(scores.repeat_interleave(last - first, 0), classes, noise).view(len(scores), -1)
+        return log_prob(scores.repeat_interleave(last - first, 0), classes, noise).view(len(scores), last - first)
 
     C = scores.shape[-1]
     step = max(1, CHUNK // max(1, scores.numel()))
