@@ -19,7 +19,7 @@ ELSEWHERE = [-7.0, -1.0, -0.1, 2.0, 20.0]
 def test_both_tails(name: str, k: int) -> None:
     rivals = [-0.5, 0.0, 0.0, 0.25, 1.0, -1.5, 0.1, 0.2, 0.3, -0.25, 0.4]
     thresholds = THRESHOLDS.get(name, ELSEWHERE)
-    below, above = log_tails(tensor([rivals]), tensor([thresholds]), BY_NAME[name], k, torch.float64)
+    below, above = log_tails(tensor([rivals]), tensor([thresholds]), BY_NAME[name], k)
     for i, u in enumerate(thresholds):
         expected = oracles.log_tails_mp(name, rivals, u, k - 1)
         # Of the two, the engine uses the small one: only that one keeps its digits, however few there are of it.
@@ -32,7 +32,7 @@ def test_both_tails(name: str, k: int) -> None:
 def test_the_chance_of_few_among_hundreds_that_are_likely_keeps_its_digits(k: int) -> None:
     """Expected far above k: the tilted product carries it."""
     rivals = np.linspace(0, 3, 300).tolist()
-    below, _ = log_tails(tensor([rivals]), tensor([[0.0, 2.0]]), BY_NAME["normal"], k, torch.float64)
+    below, _ = log_tails(tensor([rivals]), tensor([[0.0, 2.0]]), BY_NAME["normal"], k)
     for i, u in enumerate((0.0, 2.0)):
         exact, _ = oracles.log_tails_mp("normal", rivals, u, k - 1, digits=50)
         assert below[0, i].item() == pytest.approx(exact, rel=1e-10)
@@ -43,7 +43,7 @@ def test_blocks_of_thresholds_change_nothing(noise: Noise, monkeypatch: pytest.M
     def run() -> list[torch.Tensor]:
         rivals = random_scores(2, 6).requires_grad_()
         u = torch.linspace(-0.5, 0.9, 10, dtype=torch.float64).expand(2, 10)
-        below, above = log_tails(rivals, u, noise, 3, torch.float64)
+        below, above = log_tails(rivals, u, noise, 3)
         total = sum(t[t.isfinite()].sum() for t in (below, above))
         return [below, above, torch.autograd.grad(total, rivals)[0]]
 

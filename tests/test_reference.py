@@ -263,5 +263,5 @@ def test_where_1_minus_p_is_nearly_no_float_work_is_bounded(
 
     monkeypatch.setattr(noise, "log_cdf", counted)
     log_p = reference.log_prob(torch.tensor([[lead, 0.0, 0.0, 0.0]], dtype=dtype), torch.tensor([0]), noise)
-    assert -1e-12 <= log_p.item() <= 0
+    assert -1e-11 <= log_p.item() <= 0
     assert thresholds < 4 * 10_000

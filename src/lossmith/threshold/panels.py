@@ -5,7 +5,7 @@ c_k ~ a ρ^(−k), and Gauss's rule errs by about a ρ^(−32), which is c² / a
 times the row's integral, the panel is done; otherwise it is halved (Trefethen, "Approximation theory and approximation
 practice", ch. 19). Panels whose values all lie ``drop`` nats below the integral are left alone, and get no nodes; the
 two ends are looked at as well, so that a panel beside a peak counts. All values are logarithms: nothing underflows. Logarithms
-of 1e9 and more have a rounding error that no halving mends; what is asked of a panel is no finer than that.
+of 1e9 and more have a rounding error that no halving mends: a panel over which they vary by no more than that is done as well.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 NODES = 16  # of one panel
 MAX_ROUNDS = 200
+MOST = 0.03  # rounding of the logarithms beside which an error can still be told
 _points, _weights = np.polynomial.legendre.leggauss(NODES)
 _last_three = np.polynomial.legendre.legvander(_points, NODES - 1)[:, -3:] * (np.arange(NODES - 3, NODES) + 0.5)
 POINTS = torch.from_numpy((_points + 1) / 2)  # on [0, 1]
@@ -57,6 +58,7 @@ class _Sizes(NamedTuple):
     area: Tensor
     peak: Tensor  # over nodes and ends, times the width
     error: Tensor  # estimated
+    range: Tensor  # between the highest and the lowest node
 
 
 Integrand = Callable[[Tensor, Tensor], Tensor]  # rows (n,), thresholds (n, m) -> log integrands (n, m, outputs)
@@ -78,7 +80,7 @@ def screen(panels: Panels, rows: int, integrand: Integrand, rule: Rule) -> Panel
     log = log + (panels.right - panels.left).log().unsqueeze(-1)
     best = log.new_full((rows, log.shape[-1]), -math.inf)
     best = best.scatter_reduce(0, panels.row.unsqueeze(-1).expand_as(log), log, "amax")
-    return panels.select((log > best[panels.row] - 2 * rule.drop).any(-1))
+    return panels.select(_counts(log, best[panels.row], rule._replace(drop=2 * rule.drop)).any(-1))
 
 
 def refine(
@@ -102,7 +104,10 @@ def refine(
         middle = (panels.left + panels.right) / 2
         divisible = (panels.right - panels.left) > 64 * torch.finfo(middle.dtype).eps * middle.abs()
         counts = _counts(sizes.peak, level, rule)
-        rough = (counts & (sizes.error > level + _tolerance(sizes.peak, rule))).any(-1) & divisible
+        rounding = _rounding(sizes.peak)
+        tolerance = rounding.square().clamp_min(rule.error)
+        tolerance = torch.where(rounding > MOST, 0.0, tolerance).log()  # beyond, no error can be estimated
+        rough = (counts & (sizes.error > level + tolerance) & (sizes.range > rounding)).any(-1) & divisible
         if not rough.any():
             break
         lower, upper = panels._replace(right=middle).select(rough), panels._replace(left=middle).select(rough)
@@ -127,10 +132,9 @@ def _counts(peak: Tensor, level: Tensor, rule: Rule) -> Tensor:
     return (peak > level - torch.clamp(rounding.nan_to_num(posinf=0.0), min=rule.drop)) & peak.isfinite()
 
 
-def _tolerance(peak: Tensor, rule: Rule) -> Tensor:
-    """Log of the error allowed, relative to the integral; rounding of the logarithms makes coefficients of eps · |peak|."""
-    rounding = 100 * torch.finfo(peak.dtype).eps * peak.abs().nan_to_num(posinf=0.0)
-    return rounding.square().clamp(rule.error, 1.0).log()
+def _rounding(peak: Tensor) -> Tensor:
+    """Differences of the log integrands, and so coefficients relative to the peak, that may come from rounding alone."""
+    return 100 * torch.finfo(peak.dtype).eps * peak.abs().nan_to_num(posinf=0.0)
 
 
 def cut(panels: Panels, at: Tensor) -> Panels:
@@ -174,13 +178,14 @@ def _sizes(panels: Panels, integrand: Integrand) -> _Sizes:
     u = panels.left.unsqueeze(-1) + width * INSPECTED.to(width)
     log = integrand(panels.row, u)
     peak, highest = log.amax(-2), log[:, :NODES].amax(-2)
+    spread = (highest - log[:, :NODES].amin(-2)).nan_to_num(nan=0.0, posinf=math.inf)
     finite = torch.where(highest.isneginf(), 0.0, highest)
     value = (log[:, :NODES] - finite.unsqueeze(-2)).exp()
     area = (value * LOG_WEIGHTS.exp().to(value).unsqueeze(-1)).sum(-2)
     last = [(value * column.unsqueeze(-1)).sum(-2).abs() for column in LAST_COEFFICIENTS.to(value).unbind(-1)]
     scale, width = finite + width.log(), width.log()
     error = 2 * torch.stack(last).amax(0).log() + scale
-    return _Sizes(area.log() + scale, peak + width, error)
+    return _Sizes(area.log() + scale, peak + width, error, spread)
 
 
 def _sum_by_row(log: Tensor, row: Tensor, rows: int) -> Tensor:

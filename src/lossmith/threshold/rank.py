@@ -13,6 +13,7 @@ tree, and cut at degree k − 1; all coefficients are positive, so no digits are
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ NEAR = 0.1  # how well θ is found; it need not be exact
 CERTAIN = 1e8  # log odds beyond which a trial is settled
 
 
-def log_tails(rivals: Tensor, u: Tensor, noise: Noise, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def log_tails(rivals: Tensor, u: Tensor, noise: Noise, rank: int) -> tuple[Tensor, Tensor]:
     """log P(T < u) and log P(T > u) for the ``rank``-th highest noisy rival T.
 
     Args:
@@ -34,7 +35,6 @@ def log_tails(rivals: Tensor, u: Tensor, noise: Noise, rank: int, dtype: torch.d
         u: (rows, nodes) thresholds in float64.
         noise: the distribution of ε.
         rank: k ≥ 1.
-        dtype: in which F is evaluated for k = 1; for more, F and 1 − F have to sum to 1 in float64.
 
     Returns:
         Two (rows, nodes) tensors in float64, differentiable twice.
@@ -42,25 +42,29 @@ def log_tails(rivals: Tensor, u: Tensor, noise: Noise, rank: int, dtype: torch.d
     Cost: O(rows · nodes · C · k).
     """
     if rank == 1:
-        below = noise.log_cdf((u.unsqueeze(-1) - rivals.unsqueeze(-2)).to(dtype)).double().sum(-1)
+        below = noise.log_cdf(u.unsqueeze(-1) - rivals.unsqueeze(-2)).sum(-1)
         return below, log1mexp(below)
     return _by_nodes(_log_at_most, rivals, u, noise, rank), _by_nodes(_log_more_than, rivals, u, noise, rank)
 
 
-def log_tail(rivals: Tensor, u: Tensor, noise: Noise, rank: int, dtype: torch.dtype, above: Tensor) -> Tensor:
+def log_tail(rivals: Tensor, u: Tensor, noise: Noise, rank: int, above: Tensor) -> Tensor:
     """One of the two ``log_tails`` a row: log P(T > u) where ``above`` (rows,) is true."""
     if rank > 1 and above.all():
         return _by_nodes(_log_more_than, rivals, u, noise, rank)
     if rank > 1 and not above.any():
         return _by_nodes(_log_at_most, rivals, u, noise, rank)
-    lower, upper = log_tails(rivals, u, noise, rank, dtype)
+    lower, upper = log_tails(rivals, u, noise, rank)
     return torch.where(above.unsqueeze(-1), upper, lower)
 
 
 def _by_nodes(tail: Callable[[Tensor, Tensor, int], Tensor], rivals: Tensor, u: Tensor, noise: Noise, rank: int) -> Tensor:
+    removed = rivals.isneginf().unsqueeze(-2)  # by hand: at infinity the slope of log_sf may be infinite as well
+    rivals = torch.where(removed.squeeze(-2), 0.0, rivals)
+
     def block(u: Tensor) -> Tensor:
         x = u.unsqueeze(-1) - rivals.unsqueeze(-2)
-        return tail(noise.log_cdf(x), noise.log_sf(x), rank - 1)
+        log_cdf, log_sf = noise.log_cdf(x), noise.log_sf(x)
+        return tail(torch.where(removed, 0.0, log_cdf), torch.where(removed, -CERTAIN, log_sf), rank - 1)
 
     blocks = u.split(max(1, BUDGET // max(1, rivals.numel() * rank)), -1)
     return block(u) if len(blocks) == 1 else torch.cat([checkpoint(block, part, use_reentrant=False) for part in blocks], -1)
@@ -70,10 +74,12 @@ def _log_at_most(log_cdf: Tensor, log_sf: Tensor, most: int) -> Tensor:
     """log P(N ≤ most), trials in the last dimension."""
     log_odds = (log_sf - log_cdf).clamp(-CERTAIN, CERTAIN)
     theta = _tilt(log_odds.detach(), most + 0.5).unsqueeze(-1)
-    coefficients = _product(torch.stack([torch.sigmoid(-log_odds - theta), torch.sigmoid(log_odds + theta)], -1), most + 1)
-    # θ is taken out where a trial is all but certain, lest large numbers cancel.
-    likely = (log_odds + theta > 0).detach()
-    norm = (torch.logaddexp(log_cdf, log_sf + theta) - theta * likely).sum(-1)
+    log_odds = log_odds + theta
+    coefficients = _product(torch.stack([torch.sigmoid(-log_odds), torch.sigmoid(log_odds)], -1), most + 1)
+    # log(F + S e^θ), less θ where it is the larger term, lest large numbers cancel.
+    likely = log_odds.detach() > 0
+    larger, ratio = torch.where(likely, log_sf, log_cdf), torch.where(likely, log_odds, -log_odds)
+    norm = (larger - torch.nn.functional.logsigmoid(ratio)).sum(-1)
     count = torch.arange(most + 1, dtype=norm.dtype, device=norm.device)
     log = coefficients.clamp_min(torch.finfo(norm.dtype).tiny).log() - theta * (count - likely.sum(-1, keepdim=True))
     hopeless = (log_cdf.isneginf().sum(-1) > most).unsqueeze(-1)
@@ -84,8 +90,23 @@ def _log_more_than(log_cdf: Tensor, log_sf: Tensor, most: int) -> Tensor:
     """log P(N > most), trials in the last dimension."""
     trials = torch.stack([log_cdf.exp(), log_sf.exp(), torch.zeros_like(log_cdf)], -1)
     beyond = _product_with_rest(trials, most + 1)
-    possible = beyond > 0
-    return torch.where(possible, torch.where(possible, beyond, 1.0).log(), -torch.inf)
+    possible = beyond > 1e-300
+    return torch.where(possible, _Log.apply(torch.where(possible, beyond, 1.0)), -torch.inf)  # type: ignore[no-untyped-call]
+
+
+class _Log(torch.autograd.Function):
+    """log x with derivatives by e^(−log x), once each: 1/x², as torch's second derivative has it, overflows below 1e-154."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        log_x = x.log()
+        ctx.save_for_backward(log_x)
+        return log_x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (log_x,) = ctx.saved_tensors
+        return grad * (-log_x).exp()
 
 
 def _tilt(log_odds: Tensor, expected: float) -> Tensor:

@@ -16,7 +16,8 @@ and the noise of its strongest rival, at distances that grow by factors of 4 unt
 f or F is not smooth (``noise.kinks``) the pieces are also cut at every such point that matters, and move with the scores,
 since a derivative of the integral has a term from them. Otherwise nodes are constants for differentiation.
 
-Scores come in units of the noise, as (rows, C). −inf removes a class.
+Scores come in units of the noise, as (rows, C). −inf removes a class. All is computed in float64; for float32 scores the rule
+is coarser, not the arithmetic, since at thresholds far in a tail log F is so large that float32 would leave no digit of p.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ ROUGH = 0.1  # error at which it is seen where an integrand lives
 
 CHUNK = 1 << 22  # most elements of one (rows, nodes, classes) block; larger work is cut up and recomputed in backward
 OVER = 100.0  # nats: where a tail is lighter than exp(−OVER), it is over
-FAR = 1e30  # where a class goes that is removed, if nodes follow the kinks; finite in float32 too
+FAR = 1e30  # where a class goes that is removed, if nodes follow the kinks
+LEAST = -690.0  # log(1 − p) below which p is 1: numbers near the smallest have few digits, and refining their stairs never ends
 LEVELS = [1e-9, 1e-6, 1e-4, 1e-3, *(i / 64 for i in range(1, 64)), 0.999, 0.9999, 1 - 1e-6]  # of the noise, for ``_place``
 WIDE = 8.0  # widest panel of ``log_probs``, in scales: no class's own peak, one scale wide, hides in it
 FEW = 32  # classes up to which noise with kinks gets nodes for each class: only these have second derivatives at ties
@@ -70,10 +72,10 @@ def log_prob(scores: Tensor, target: Tensor, noise: Noise, rank: int = 1) -> Ten
     rivals = centred.masked_fill(removed, _nowhere(noise))  # log F = 0 takes them out of the product
 
     def log_integrands(rivals: Tensor, u: Tensor) -> Tensor:
-        return noise.log_prob(u).unsqueeze(-1) + torch.stack(log_tails(rivals, u, noise, rank, dtype), -1)
+        return noise.log_prob(u).unsqueeze(-1) + torch.stack(log_tails(rivals, u, noise, rank), -1)
 
     def smaller(total: Tensor) -> Tensor:
-        return total == total.amin(-1, keepdim=True)
+        return (total == total.amin(-1, keepdim=True)) & (total > total.new_tensor([-math.inf, LEAST]))
 
     with torch.no_grad():
         highest = rivals.amax(-1, keepdim=True)
@@ -88,7 +90,7 @@ def log_prob(scores: Tensor, target: Tensor, noise: Noise, rank: int = 1) -> Ten
     some = exists.any(-1) & ~lost.squeeze(-1)
 
     def integral(rivals: Tensor, nodes: Tensor, log_weight: Tensor, complement: Tensor, some: Tensor) -> Tensor:
-        log = noise.log_prob(nodes) + log_tail(rivals, nodes, noise, rank, dtype, above=complement) + log_weight
+        log = noise.log_prob(nodes) + log_tail(rivals, nodes, noise, rank, above=complement) + log_weight
         return _logsumexp(torch.where(some.unsqueeze(-1), log, 0.0), -1)
 
     log_i = _by_rows(integral, rivals, nodes, log_weight, complement, some)
@@ -127,7 +129,7 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
 
     def log_integrands(finite: Tensor, u: Tensor) -> Tensor:
         x = u.unsqueeze(-1) - finite.unsqueeze(-2)
-        log_cdf = noise.log_cdf(x.to(dtype)).double()
+        log_cdf = noise.log_cdf(x)
         product = log_cdf.sum(-1, keepdim=True)
         impossible = product.isneginf()  # some F is 0; then so are all products, and f at the class itself
         rest = torch.where(impossible, 0.0, product) - torch.where(impossible, 0.0, log_cdf)
