@@ -56,6 +56,18 @@ def test_twice_where_the_cdf_underflows() -> None:
     assert gradgradcheck(lambda z: topk_log_prob(z, TARGET[:1], 2, noise="gumbel", scale=0.8), scores)
 
 
+@pytest.mark.parametrize("lead", [30.0, 45.0])
+def test_twice_where_1_minus_p_is_nearly_no_float(lead: float) -> None:
+    """log p ≈ −(1 − p) of the second of two rivals, e^(−δ²/4 …): its second derivative is about its square slope."""
+    scores = tensor([[lead, 0.0, 1.0]], requires_grad=True)
+    log_p = topk_log_prob(scores, torch.tensor([0]), 2)
+    first = gradient(log_p.sum(), scores, create_graph=True)
+    second = gradient(first[0, 0], scores)[0, 0]
+    assert first[0, 0] > 0
+    # 1 − p = A exp(−g(δ)), so that −(log p)'' / (log p)' = g' − g''/g', and g' ≥ δ/2.
+    assert 0.4 * lead < -second / first[0, 0] < lead
+
+
 @pytest.mark.parametrize("k", [1, 2, 3])
 @EACH
 def test_the_second_derivative_is_a_number(noise: Noise, k: int) -> None:
