@@ -56,7 +56,7 @@ def test_twice_where_the_cdf_underflows() -> None:
     assert gradgradcheck(lambda z: topk_log_prob(z, TARGET[:1], 2, noise="gumbel", scale=0.8), scores)
 
 
-@pytest.mark.parametrize("lead", [30.0, 45.0])
+@pytest.mark.parametrize("lead", [20.0, 35.0])
 def test_twice_where_1_minus_p_is_nearly_no_float(lead: float) -> None:
     """log p ≈ −(1 − p) of the second of two rivals, e^(−δ²/4 …): its second derivative is about its square slope."""
     scores = tensor([[lead, 0.0, 1.0]], requires_grad=True)
