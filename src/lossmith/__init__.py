@@ -4,6 +4,7 @@ from lossmith import functional, noise, surrogates, training
 from lossmith.choice import PerturbedArgmax
 from lossmith.errors import InputError
 from lossmith.losses import AccuracyLoss
+from lossmith.threshold.select import last_kernel, use_kernel
 
 __version__ = "0.1.0"
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "InputError",
     "PerturbedArgmax",
     "functional",
+    "last_kernel",
     "noise",
     "surrogates",
     "training",
+    "use_kernel",
 ]

@@ -1,6 +1,6 @@
 """Checks of tensors that users pass in; every message is one line: what, expected, got, and what to do.
 
-Values are looked at on the CPU only: on other devices the look would wait for the queue.
+Values are looked at only where that costs no wait and breaks no graph: on the CPU, and in eager mode (``has_values``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,13 @@ from numbers import Real
 
 import torch
 from torch import Tensor
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether to look at a tensor's values: on the CPU, neither being compiled nor under a transform of ``torch.func``."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # no public name tells
 
 
 def check_scores(scores: Tensor) -> None:
@@ -25,7 +32,7 @@ def check_scores(scores: Tensor) -> None:
 
 def check_score_values(scores: Tensor) -> None:
     """Refuse NaN, +inf and rows of nothing but −inf."""
-    if scores.device.type != "cpu":
+    if not has_values(scores):
         return
     highest = scores.detach().amax(-1)  # NaN wins here
     if not (bad := ~highest.isfinite()).any():
@@ -41,8 +48,14 @@ def check_score_values(scores: Tensor) -> None:
     raise ValueError(f"scores: expected finite numbers or −inf, got {value} in {where}; {fix}")
 
 
-def check_target(target: Tensor, scores: Tensor) -> None:
-    """Refuse what is not integer class indices (…) for scores (…, C)."""
+def check_target(target: Tensor, scores: Tensor, ignore_index: int | None = None) -> None:
+    """Refuse what is not integer class indices (…) for scores (…, C), or ``ignore_index``."""
+    check_target_type(target, scores)
+    check_target_values(target, scores.shape[-1], ignore_index)
+
+
+def check_target_type(target: Tensor, scores: Tensor) -> None:
+    """Refuse a dtype or shape that cannot be class indices (…) for scores (…, C)."""
     if not isinstance(target, Tensor):
         raise TypeError(f"target: expected a torch.Tensor, got {type(target).__name__}")
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
@@ -50,10 +63,16 @@ def check_target(target: Tensor, scores: Tensor) -> None:
     if target.shape != scores.shape[:-1]:
         expected = tuple(scores.shape[:-1])
         raise ValueError(f"target: expected shape {expected} for scores {tuple(scores.shape)}, got {tuple(target.shape)}")
-    # On other devices the gather itself refuses.
-    if target.device.type == "cpu" and target.numel() and not 0 <= target.min() <= target.max() < scores.shape[-1]:
-        low, high = int(target.min()), int(target.max())
-        raise ValueError(f"target: expected class indices from 0 to {scores.shape[-1] - 1}, got {low} to {high}")
+
+
+def check_target_values(target: Tensor, classes: int, ignore_index: int | None = None) -> None:
+    """Refuse indices outside 0 … C − 1 that are not ``ignore_index``."""
+    if not has_values(target):  # elsewhere the gather itself refuses
+        return
+    asked = target if ignore_index is None else target[target != ignore_index]
+    if asked.numel() and not 0 <= asked.min() <= asked.max() < classes:
+        low, high = int(asked.min()), int(asked.max())
+        raise ValueError(f"target: expected class indices from 0 to {classes - 1}, got {low} to {high}")
 
 
 def checked_rank(k: int, scores: Tensor) -> int:
@@ -87,6 +106,6 @@ def checked_scale(scale: float | Tensor, scores: Tensor) -> float | Tensor:
         scale = scale.to(scores).expand(shape)
     except RuntimeError:
         raise ValueError(f"scale: expected a shape that broadcasts to {shape}, got {tuple(scale.shape)}") from None
-    if scale.device.type == "cpu" and not bool((valid := (scale >= tiny) & (scale < math.inf)).all()):
+    if has_values(scale) and not bool((valid := (scale >= tiny) & (scale < math.inf)).all()):
         raise ValueError(f"scale: expected positive numbers, got a tensor with {float(scale.detach()[~valid][0])}")
     return scale

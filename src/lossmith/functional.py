@@ -10,11 +10,20 @@ import torch
 from torch import Tensor
 
 from lossmith import noise as noises
-from lossmith.checks import check_score_values, check_scores, check_target, checked_rank, checked_scale
+from lossmith.checks import (
+    check_score_values,
+    check_scores,
+    check_target,
+    check_target_type,
+    check_target_values,
+    checked_rank,
+    checked_scale,
+    has_values,
+)
 from lossmith.noise import Noise
 from lossmith.qlog import neg_log_q
 from lossmith.ranking import expected_auc, expected_average_precision
-from lossmith.threshold import reference
+from lossmith.threshold import reference, select
 
 __all__ = [
     "argmax_log_prob",
@@ -34,6 +43,7 @@ def argmax_log_prob(
     noise: str | Noise = "normal",
     scale: float | Tensor = 1.0,
     margin: float | None = None,
+    ignore_index: int | None = None,
 ) -> Tensor:
     r"""Log-probability that the target has the highest noisy score.
 
@@ -50,6 +60,7 @@ def argmax_log_prob(
             ``lossmith.noise.Noise``.
         scale: σ > 0: a number, or a tensor that broadcasts to ``scores[..., :1]``; a tensor receives gradients.
         margin: caps the lead z_y − z_j that still earns credit, ≥ 0, in units of the scores; no gradient flows beyond it.
+        ignore_index: a target that asks for nothing: the result is 0 without a gradient, whatever its row of scores holds.
 
     Returns:
         (…) log-probabilities, ≤ 0; dtype and device of ``scores``; differentiable twice (not at ties with uniform and
@@ -74,22 +85,41 @@ def argmax_log_prob(
     """
     distribution = noises.get(noise)
     check_scores(scores)
-    check_target(target, scores)
+    check_target_type(target, scores)
     if margin is not None and not margin >= 0:
         raise ValueError(f"margin: expected a number ≥ 0 in units of the scores, got {margin}")
-    scale = checked_scale(scale, _compute_type(scores))
-    check_score_values(scores)
-    z = _centred(scores)
-    index = target.long().unsqueeze(-1)
+    check_target_values(target, scores.shape[-1], ignore_index)
+    z = _compute_type(scores)
+    scale = checked_scale(scale, z)
+    index, keep = target.long(), None
+    if ignore_index is not None:
+        keep = target != ignore_index
+        if not has_values(keep) or not keep.all():
+            index = torch.where(keep, index, select.IGNORED)
+        else:
+            keep = None
     if margin is not None:
-        z = torch.maximum(z, z.gather(-1, index) - margin)
-    z = z / scale
-    log_p = distribution.closed_form_log_probs(z)
-    if log_p is None:
-        log_p = reference.log_prob(_rows(z), target.long().flatten(), distribution).view_as(target)
+        z = torch.maximum(z, z.gather(-1, index.clamp_min(0).unsqueeze(-1)) - margin)
+    if distribution.has_closed_form(scores.shape[-1]):
+        log_p = _by_formula(z, index, keep, distribution, scale)
     else:
-        log_p = log_p.gather(-1, index).squeeze(-1)
+        rows, sigma = _rows(z), z.new_full((1,), scale) if isinstance(scale, float) else scale.reshape(-1)
+        try:
+            log_p = select.log_prob(rows, index.flatten(), sigma, distribution).view_as(target)
+        except ValueError:
+            check_score_values(scores)  # names the row by its place in all dimensions
+            raise
     return log_p.to(scores.dtype)
+
+
+def _by_formula(z: Tensor, index: Tensor, keep: Tensor | None, noise: Noise, scale: float | Tensor) -> Tensor:
+    """log p (…) of the indices where ``keep`` is true, or of all, and 0 elsewhere."""
+    select.record("closed form")
+    if keep is not None:
+        z, index = z.masked_fill(~keep.unsqueeze(-1), 0.0), index.clamp_min(0)
+    check_score_values(z)
+    log_p = noise.closed_form_log_probs(_centred(z) / scale).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    return log_p if keep is None else log_p.masked_fill(~keep, 0.0)
 
 
 def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: float | Tensor = 1.0) -> Tensor:
@@ -117,8 +147,9 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
     scale = checked_scale(scale, _compute_type(scores))
     check_score_values(scores)
     z = _centred(scores) / scale
-    log_p = distribution.closed_form_log_probs(z)
-    if log_p is None:
+    if distribution.has_closed_form(scores.shape[-1]):
+        log_p = distribution.closed_form_log_probs(z)
+    else:
         log_p = reference.log_probs(_rows(z), distribution).view_as(z)
     return log_p.to(scores.dtype)
 

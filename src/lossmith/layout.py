@@ -58,10 +58,9 @@ class ClassificationLoss(nn.Module):
 
     def split_ignored(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Class indices, checked, with the ignored ones replaced by 0, and the mask of those that count."""
+        check_target(target, scores, self.ignore_index)
         keep = target != self.ignore_index
-        index = torch.where(keep, target, 0)
-        check_target(index, scores)
-        return index.long(), keep  # torch takes an index of bytes for a mask
+        return torch.where(keep, target, 0).long(), keep  # torch takes an index of bytes for a mask
 
     def class_weight(self, scores: Tensor) -> Tensor:
         """Weight of each class for scores (…, C), checked; ones where none was given."""
@@ -73,7 +72,7 @@ class ClassificationLoss(nn.Module):
 
     def sample_weight(self, index: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
         """Weight of each sample: its class's, and 0 where it is ignored."""
-        return keep * self.class_weight(scores)[index]
+        return keep.to(scores) if self.weight is None else keep * self.class_weight(scores)[index]
 
     def reduce(self, losses: Tensor, total_weight: Tensor) -> Tensor:
         """Weighted losses of the samples to the module's output; "mean" divides by ``total_weight``."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lossmith import functional
 from lossmith import noise as noises
+from lossmith.checks import has_values
 from lossmith.layout import ClassificationLoss, Reduction, classes_last
 from lossmith.noise import Noise
 
@@ -107,13 +108,14 @@ class AccuracyLoss(ClassificationLoss):
         else:
             index, keep = self.split_ignored(scores, target)
             weight = self.sample_weight(index, keep, scores)
-            if not keep.all():  # what stands in an ignored row, be it NaN, is nobody's business
-                scores = scores.masked_fill(~keep.unsqueeze(-1), 0.0)
+        only_targets = index is not None and not self.label_smoothing
+        if (self.standardize or not only_targets) and not (has_values(keep) and keep.all()):
+            scores = scores.masked_fill(~keep.unsqueeze(-1), 0.0)  # what stands in an ignored row is nobody's business
         if self.standardize:
             scores = functional.standardize_scores(scores, keep)
-        if index is not None and not self.label_smoothing:
+        if only_targets:
             mass = weight.unsqueeze(-1)
-            log_p = self._log_prob(scores, index, self.scale).unsqueeze(-1)
+            log_p = self._log_prob(scores, target, self.scale, self.ignore_index).unsqueeze(-1)
         else:
             mass = self._class_mass(target if index is None else index, keep, scores)
             log_p = self._log_probs(scores)
@@ -132,8 +134,11 @@ class AccuracyLoss(ClassificationLoss):
         mass = mass.to(scores.dtype) * (1 - self.label_smoothing) + self.label_smoothing / classes
         return mass * self.class_weight(scores) * keep.unsqueeze(-1)
 
-    def _log_prob(self, scores: Tensor, index: Tensor, scale: float | Tensor) -> Tensor:
-        return functional.argmax_log_prob(scores, index, noise=self.noise, scale=scale, margin=self.margin)
+    def _log_prob(self, scores: Tensor, index: Tensor, scale: float | Tensor, ignore_index: int | None = None) -> Tensor:
+        margin = self.margin
+        return functional.argmax_log_prob(
+            scores, index, noise=self.noise, scale=scale, margin=margin, ignore_index=ignore_index
+        )
 
     def _log_probs(self, scores: Tensor) -> Tensor:
         if self.margin is None:

@@ -74,9 +74,13 @@ class Noise(ABC):
         uniform = torch.rand(tuple(shape), dtype=torch.float64, device=like.device)
         return self.icdf(uniform.clamp_min(2.0**-54)).to(like)
 
-    def closed_form_log_probs(self, scores: Tensor) -> Tensor | None:
-        """log P(argmax_j (scores_j + ε_j) = k) for every class k, (…, C), where a formula is known; otherwise None."""
-        return None
+    def has_closed_form(self, classes: int) -> bool:
+        """Whether ``closed_form_log_probs`` serves that many classes."""
+        return False
+
+    def closed_form_log_probs(self, scores: Tensor) -> Tensor:
+        """log P(argmax_j (scores_j + ε_j) = k) for every class k, (…, C), by a formula."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -148,9 +152,10 @@ class Normal(Noise):
     def sample(self, shape: Sequence[int], like: Tensor) -> Tensor:
         return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
 
-    def closed_form_log_probs(self, scores: Tensor) -> Tensor | None:
-        if scores.shape[-1] != 2:
-            return None
+    def has_closed_form(self, classes: int) -> bool:
+        return classes == 2
+
+    def closed_form_log_probs(self, scores: Tensor) -> Tensor:
         lead = (scores - scores.flip(-1)) / SQRT_2
         return log_ndtr(torch.where(lead.isinf(), lead.detach(), lead))  # a removed class has no gradient
 
@@ -174,7 +179,10 @@ class Gumbel(Noise):
     def icdf(self, p: Tensor) -> Tensor:
         return -torch.log(-torch.log(p))
 
-    def closed_form_log_probs(self, scores: Tensor) -> Tensor | None:
+    def has_closed_form(self, classes: int) -> bool:
+        return True
+
+    def closed_form_log_probs(self, scores: Tensor) -> Tensor:
         return leader_from_rivals(torch.log_softmax(scores, dim=-1))
 
 
@@ -314,7 +322,10 @@ class Exponential(Noise):
     def icdf(self, p: Tensor) -> Tensor:
         return torch.log(p)
 
-    def closed_form_log_probs(self, scores: Tensor) -> Tensor | None:
+    def has_closed_form(self, classes: int) -> bool:
+        return True
+
+    def closed_form_log_probs(self, scores: Tensor) -> Tensor:
         classes = scores.shape[-1]
         z, order = scores.double().sort(-1)  # the difference below loses a factor C of the rounding error
         removed = z.isneginf()
@@ -352,3 +363,26 @@ def get(noise: str | Noise) -> Noise:
     if noise not in NOISES:
         raise ValueError(f"noise: unknown name {noise!r}; {near(noise, NOISES)}")
     return NOISES[noise]
+
+
+_own: dict[str, Noise] = {}
+
+
+def key(noise: Noise) -> str:
+    """A string that stands for the noise where only strings can go; ``by_key`` is the way back.
+
+    Equal for equal built-in distributions. A noise of one's own is kept alive from then on.
+    """
+    if type(noise).__module__ == __name__ and not isinstance(noise, Custom):
+        return f"{noise.name}:{noise.df!r}" if isinstance(noise, StudentT) else noise.name
+    name = f"own:{id(noise)}"
+    _own[name] = noise
+    return name
+
+
+def by_key(key: str) -> Noise:
+    """The noise that a ``key`` stands for."""
+    if key in _own:
+        return _own[key]
+    name, _, df = key.partition(":")
+    return StudentT(float(df)) if df else NOISES[name]

@@ -1,0 +1,123 @@
+r"""What the fused kernels know of a noise: quartic pieces of log F, its slope r = f/F, and log f, made once.
+
+Scores lie in cells of width ``CELL``. Seen from a threshold u, the classes x = x_c + (CELL/2) s of a cell, s in [−1, 1], have
+
+    log F(u − x) ≈ Σ_{m<5} a_m(u − x_c) s^m,        and so        Σ_j log F(u − x_j) = Σ_m a_m(u − x_c) Σ_j s_j^m:
+
+five moments stand for all classes of a cell. a_m interpolates at five Chebyshev points. The nearest zero of the normal F is 2.8
+away in the complex plane, and its pieces err by 1e-6 of their size at most up to u − x = 4, more where log F is next to nothing. Thresholds are multiples of a step h_l = 2^(−1−l), so that the
+differences u − x_c fall on a lattice and each level l has its tables, with the thresholds of one cell next to each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lossmith.noise import Noise
+
+CELL = 1 / 8
+MOMENTS = 5
+LEVELS = 5
+ABOVE = 296.0  # scales from a threshold down to a class that the tables reach
+FARTHEST = 112.0  # scales from the target to its strongest rival, and a little more, that the tables reach
+TAIL = 1e-8  # of f: thresholds beyond count as zero
+PACE = 1 / 4
+DROP = 20.0  # nats below the highest integrand at which it counts as zero
+FAINT = 30.0  # nats below the strongest rival's 1 − F at which a class counts as removed, even 100,000 of them
+REACH = 24.0  # scales within which all but ``TAIL`` of f must lie
+FIT = 3e-6  # error of a piece, relative to its size where that is above SMALL, and to SMALL below
+SMALL = 1e-5
+Table = NDArray[np.float32]
+
+
+class Tables(NamedTuple):
+    """The tables of one noise."""
+
+    log_cdf: tuple[Table, ...]  # of each level, (phases, MOMENTS, n); entry n stands for n·h + phase · CELL + CELL/2 − FARTHEST
+    slope: tuple[Table, ...]  # the same entries, but those of one threshold beside each other: (phases, MOMENTS, n) for
+    # h·phase + CELL·n + CELL/2 − FARTHEST
+    log_prob: tuple[Table, ...]
+    lowest: NDArray[np.float64]  # for leads t over the strongest rival, from −FARTHEST in steps of PACE: thresholds that count
+    depth: NDArray[np.int32]  # and how many cells below that rival do
+    high: float  # the quantile of 1 − ``TAIL``
+    hopeless: float  # a lead so low that the tables end
+    sure: float  # a lead at which 1 − p is less than any float32
+
+
+def step(level: int) -> float:
+    """Distance of the thresholds at a level."""
+    return float(0.5 ** (1 + level))
+
+
+@lru_cache(maxsize=32)
+def tables(noise: Noise) -> Tables | None:
+    """The tables of a noise, or None if quartic pieces do not follow it: kinks, algebraic tails, narrow peaks."""
+    low, high = (float(x) for x in noise.icdf(torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)))
+    if noise.kinks or not max(-low, high) <= REACH:
+        return None
+    columns: list[tuple[Table, ...]] = []
+    for level in range(LEVELS):
+        h = step(level)
+        by_cell = _lattice(h, max(1, round(h / CELL)), CELL)
+        by_threshold = _lattice(CELL, max(1, round(CELL / h)), h)
+        fitted = (
+            _fit(noise.log_cdf, by_cell),
+            _fit(lambda x: (noise.log_prob(x) - noise.log_cdf(x)).exp(), by_threshold),
+            _fit(noise.log_prob, by_cell),
+        )
+        if any(pieces is None for pieces in fitted):
+            return None
+        columns.append(tuple(pieces for pieces in fitted if pieces is not None))
+    lead = torch.arange(-FARTHEST, FARTHEST, PACE, dtype=torch.float64)
+    lowest, doubt = _lowest(noise, lead)
+    sure = lead[(doubt > -88).nonzero()[-1]].item()  # the logarithm of the smallest float32
+    depth = torch.searchsorted(-noise.log_sf(lead), FAINT - noise.log_sf(lowest), right=True)
+    depth = ((lead[depth.clamp_max(len(lead) - 1)] - lowest) / CELL).ceil().int() + 1
+    log_cdf, slope, log_prob = (tuple(column) for column in zip(*columns, strict=True))
+    return Tables(log_cdf, slope, log_prob, lowest.numpy(), depth.numpy(), high, 2 * high - FARTHEST, sure)
+
+
+def _lowest(noise: Noise, lead: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest threshold that counts with one rival, for each lead, and the highest of log f(u − t) (1 − F(u)).
+
+    More rivals move both integrands up. A class behind has p < 1/2 at most, and is not integrated from the other side.
+    """
+    u = torch.arange(-FARTHEST, FARTHEST, PACE, dtype=torch.float64)
+    density = noise.log_prob(u - lead.unsqueeze(-1))
+    p, doubt = density + noise.log_cdf(u), density + noise.log_sf(u)
+    highest = doubt.amax(-1)
+    counts = p > p.amax(-1, keepdim=True) - DROP
+    counts |= (doubt > highest.unsqueeze(-1) - DROP) & (lead >= 0).unsqueeze(-1)
+    return u[counts.int().argmax(-1)] - PACE, highest
+
+
+def _lattice(step: float, phases: int, shift: float) -> Tensor:
+    """Differences u − x_c, (phases, n): steps along the rows, shifts between them."""
+    n = torch.arange(round((FARTHEST + ABOVE) / step), dtype=torch.float64) * step
+    return n + torch.arange(phases, dtype=torch.float64).unsqueeze(-1) * shift + CELL / 2 - FARTHEST
+
+
+def _fit(function: Callable[[Tensor], Tensor], at: Tensor) -> Table | None:
+    """Coefficients of s^0 … s^4 for s ↦ function(at − (CELL/2) s), (phases, MOMENTS, n); None where they do not fit."""
+    s = torch.cos((torch.arange(MOMENTS, dtype=torch.float64) + 0.5) * (math.pi / MOMENTS))
+    values = function(at.unsqueeze(-1) - CELL / 2 * s)
+    inverse = torch.linalg.inv(s.unsqueeze(-1) ** torch.arange(MOMENTS, dtype=torch.float64))
+    coefficients = values @ inverse.T
+    check = torch.tensor([-1.0, -0.6, 0.0, 0.75, 1.0], dtype=torch.float64)
+    exact = function(at.unsqueeze(-1) - CELL / 2 * check)
+    error = (coefficients @ (check ** torch.arange(MOMENTS, dtype=torch.float64).unsqueeze(-1)) - exact).abs()
+    size = exact.abs().amax(-1, keepdim=True)
+    if not bool((error <= FIT * size.clamp_min(SMALL))[at <= FARTHEST].all()):
+        return None
+    if not bool(coefficients.abs().amax() < 1e38):
+        return None
+    table: Table = coefficients.movedim(-1, -2).contiguous().numpy().astype(np.float32)
+    return table

@@ -1,0 +1,92 @@
+"""Threads for kernels: those of torch itself where its OpenMP runtime can be found, else Python's.
+
+A kernel is a C function of one pointer, a "team" function: every thread of a team calls it with the same pointer, and each takes work until
+none is left. torch's own OpenMP threads are the best to call: they are awake, since they wait for torch's next operator in a
+busy loop, in which any other thread has to fight them for the core. OpenMP gives each Python thread that calls a team of its own, and so
+does the pool of Python threads. numba's own layers do not: its work queue aborts the process when two threads enter it at once.
+After ``fork`` a child has none of its parent's OpenMP threads and would wait for them for ever: there Python's threads serve.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_is_child = False
+
+
+def run_team(function: Callable[[int], Any], address: int, data: int, size: int) -> None:
+    """Call the team function with ``data`` in ``size`` threads, this one among them, and wait for all.
+
+    Args:
+        function: the function, callable from Python with the lock released.
+        address: the same, as an address.
+        data: an address.
+        size: threads, ≥ 1.
+    """
+    if size == 1:
+        function(data)
+    elif not _is_child and (parallel := _openmp()) is not None:
+        parallel(address, data, size, 0)
+    else:
+        others = [_threads().submit(function, data) for _ in range(size - 1)]
+        function(data)
+        for other in others:
+            other.result()
+
+
+@lru_cache(maxsize=1)
+def _openmp() -> Callable[[int, int, int, int], None] | None:
+    """``GOMP_parallel`` of the library that torch runs on; GNU's, LLVM's and Intel's have it."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8").split()
+    except OSError:
+        return None
+    loaded = {word for word in maps if Path(word).name.startswith(("libgomp", "libiomp", "libomp"))}
+    # The one beside torch, if there are several; with two elsewhere there is no telling.
+    own = {word for word in loaded if str(Path(torch.__file__).parent.parent) in word} or loaded
+    if len(own) != 1:
+        return None
+    try:
+        parallel = ctypes.CDLL(own.pop()).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    found: Callable[[int, int, int, int], None] = parallel
+    return found
+
+
+def apart(work: Callable[[], T]) -> T:
+    """``work()`` in another thread: within an operator of torch's this one records nothing for differentiation, that one does."""
+    return _threads().submit(work).result()
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="lossmith")
+        return _pool
+
+
+def _forget() -> None:
+    """In a child process: its parent's threads, and whoever held the lock, are not here."""
+    global _pool, _lock, _is_child
+    _pool, _lock, _is_child = None, threading.Lock(), True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
