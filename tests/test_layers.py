@@ -39,7 +39,16 @@ ORDER = [
     "cli",
     "__main__",
 ]
-CORE = {"functional", "noise", "surrogates", "training", "choice", "errors", "losses", "threshold.select"}  # what __init__ gathers
+CORE = {
+    "functional",
+    "noise",
+    "surrogates",
+    "training",
+    "choice",
+    "errors",
+    "losses",
+    "threshold.select",
+}  # what __init__ gathers
 HEAVY = {"sklearn", "numba", "triton", "pandas", "matplotlib", "click", "rich", "skrub", "pyarrow", "jinja2"}
 
 

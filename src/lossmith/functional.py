@@ -23,7 +23,7 @@ from lossmith.checks import (
 from lossmith.noise import Noise
 from lossmith.qlog import neg_log_q
 from lossmith.ranking import expected_auc, expected_average_precision
-from lossmith.threshold import reference, select
+from lossmith.threshold import argmax, reference, select
 
 __all__ = [
     "argmax_log_prob",
@@ -88,38 +88,35 @@ def argmax_log_prob(
     check_target_type(target, scores)
     if margin is not None and not margin >= 0:
         raise ValueError(f"margin: expected a number ≥ 0 in units of the scores, got {margin}")
-    check_target_values(target, scores.shape[-1], ignore_index)
     z = _compute_type(scores)
     scale = checked_scale(scale, z)
-    index, keep = target.long(), None
-    if ignore_index is not None:
-        keep = target != ignore_index
-        if not has_values(keep) or not keep.all():
-            index = torch.where(keep, index, select.IGNORED)
-        else:
-            keep = None
     if margin is not None:
-        z = torch.maximum(z, z.gather(-1, index.clamp_min(0).unsqueeze(-1)) - margin)
+        check_target_values(target, scores.shape[-1], ignore_index)
+        own = z.gather(-1, target.long().clamp(0, scores.shape[-1] - 1).unsqueeze(-1))
+        z = torch.maximum(z, own - margin)
     if distribution.has_closed_form(scores.shape[-1]):
-        log_p = _by_formula(z, index, keep, distribution, scale)
+        check_target_values(target, scores.shape[-1], ignore_index)
+        log_p = _by_formula(z, target.long(), distribution, scale, ignore_index)
     else:
-        rows, sigma = _rows(z), z.new_full((1,), scale) if isinstance(scale, float) else scale.reshape(-1)
+        sigma = z.new_full((1,), scale) if isinstance(scale, float) else scale.reshape(-1)
+        ignored = argmax.NO_TARGET if ignore_index is None else ignore_index
         try:
-            log_p = select.log_prob(rows, index.flatten(), sigma, distribution).view_as(target)
+            log_p = argmax.log_prob(_rows(z), target.long().flatten(), sigma, distribution, ignored).view_as(target)
         except ValueError:
             check_score_values(scores)  # names the row by its place in all dimensions
             raise
     return log_p.to(scores.dtype)
 
 
-def _by_formula(z: Tensor, index: Tensor, keep: Tensor | None, noise: Noise, scale: float | Tensor) -> Tensor:
-    """log p (…) of the indices where ``keep`` is true, or of all, and 0 elsewhere."""
+def _by_formula(z: Tensor, index: Tensor, noise: Noise, scale: float | Tensor, ignore_index: int | None) -> Tensor:
     select.record("closed form")
-    if keep is not None:
-        z, index = z.masked_fill(~keep.unsqueeze(-1), 0.0), index.clamp_min(0)
-    check_score_values(z)
-    log_p = noise.closed_form_log_probs(_centred(z) / scale).gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    return log_p if keep is None else log_p.masked_fill(~keep, 0.0)
+    if ignore_index is None:
+        check_score_values(z)
+        return noise.closed_form_log_probs(_centred(z) / scale).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    keep = index != ignore_index
+    if not (has_values(keep) and keep.all()):
+        z, index = z.masked_fill(~keep.unsqueeze(-1), 0.0), torch.where(keep, index, 0)
+    return _by_formula(z, index, noise, scale, None).masked_fill(~keep, 0.0)
 
 
 def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: float | Tensor = 1.0) -> Tensor:

@@ -102,30 +102,48 @@ class AccuracyLoss(ClassificationLoss):
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores against class indices or class probabilities."""
         scores, target = classes_last(scores, target)
+        if not target.is_floating_point() and not self.label_smoothing:
+            return self._of_indices(scores, target)
         if target.is_floating_point():
-            index, keep = None, torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
+            keep = torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
             weight = keep  # the mean over class probabilities is one over samples, whatever their classes weigh
         else:
-            index, keep = self.split_ignored(scores, target)
-            weight = self.sample_weight(index, keep, scores)
-        only_targets = index is not None and not self.label_smoothing
-        if (self.standardize or not only_targets) and not (has_values(keep) and keep.all()):
-            scores = scores.masked_fill(~keep.unsqueeze(-1), 0.0)  # what stands in an ignored row is nobody's business
-        if self.standardize:
-            scores = functional.standardize_scores(scores, keep)
-        if only_targets:
-            mass = weight.unsqueeze(-1)
-            log_p = self._log_prob(scores, target, self.scale, self.ignore_index).unsqueeze(-1)
-        else:
-            mass = self._class_mass(target if index is None else index, keep, scores)
-            log_p = self._log_probs(scores)
+            target, keep = self.split_ignored(scores, target)
+            weight = self.sample_weight(target, keep, scores)
+        scores = self._prepared(scores, keep)
+        mass = self._class_mass(target, keep, scores)
+        log_p = self._log_probs(scores)
         if self.over == "batch":
-            log_mean = torch.where(mass > 0, log_p + mass.log(), -torch.inf).flatten().logsumexp(0) - mass.sum().log()
-            return functional.neg_log_q(log_mean, self.q)
+            return self._of_the_batch(log_p, mass)
         # What weighs nothing must not reach the loss: where that is infinite, 0 times its gradient is nan.
         log_p = torch.where(mass == 0, 0.0, log_p)
         losses = (mass * functional.neg_log_q(log_p, self.q)).sum(-1)
         return self.reduce(losses, weight.sum())
+
+    def _of_indices(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The loss of class indices: log p of one class a sample, 0 where it is ignored."""
+        keep = target != self.ignore_index
+        if self.standardize:
+            scores = self._prepared(scores, keep)
+        log_p = self._log_prob(scores, target, self.scale, self.ignore_index)
+        if self.weight is None and self.over == "sample":
+            return self.reduce(functional.neg_log_q(log_p, self.q), keep.sum())
+        weight = self.sample_weight(torch.where(keep, target, 0).long(), keep, scores)
+        if self.over == "batch":
+            return self._of_the_batch(log_p, weight)
+        log_p = torch.where(weight == 0, 0.0, log_p)
+        return self.reduce(weight * functional.neg_log_q(log_p, self.q), weight.sum())
+
+    def _of_the_batch(self, log_p: Tensor, mass: Tensor) -> Tensor:
+        """−log_q of the mean p, weighted by ``mass``."""
+        log_mean = torch.where(mass > 0, log_p + mass.log(), -torch.inf).flatten().logsumexp(0) - mass.sum().log()
+        return functional.neg_log_q(log_mean, self.q)
+
+    def _prepared(self, scores: Tensor, keep: Tensor) -> Tensor:
+        """The scores, standardized if that is asked for; what stands in an ignored row, be it NaN, is nobody's business."""
+        if not (has_values(keep) and keep.all()):
+            scores = scores.masked_fill(~keep.unsqueeze(-1), 0.0)
+        return functional.standardize_scores(scores, keep) if self.standardize else scores
 
     def _class_mass(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
         """What each class of each sample weighs, (…, C): target probability, smoothed, times class weight."""

@@ -33,7 +33,7 @@ def neg_log_q(log_m: Tensor, q: float) -> Tensor:
     >>> neg_log_q(log_m, 0.0)
     tensor([1.0000e-09, 8.6466e-01], dtype=torch.float64)
     """
-    if not (math.isfinite(q) and q >= 0):
+    if not 0 <= q < math.inf:
         raise ValueError(f"q: expected a finite number ≥ 0, got {q}; 0 is the metric itself, 1 its negative logarithm")
     if q == 1:
         return -log_m

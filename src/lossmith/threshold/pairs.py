@@ -313,9 +313,8 @@ def _lost(delta: Tensor, noise: Noise) -> Tensor:
     Each half of the integral, on either side of δ/2, has one place where it can bend, and panels grow away from there.
     """
     scores = torch.stack([-delta, torch.zeros_like(delta)], -1)
-    log_p = noise.closed_form_log_probs(scores)
-    if log_p is not None:
-        return log_p[:, 0].exp()
+    if noise.has_closed_form(2):
+        return noise.closed_form_log_probs(scores)[:, 0].exp()
     reach, centre = [unit(noise) / 64], median(noise)
     while _outside(reach[-1], noise) > NOTHING and reach[-1] < 1e300:
         reach.append((2 if reach[-1] < 16 * unit(noise) else 4) * reach[-1])  # light tails have ended by then

@@ -1,11 +1,11 @@
-r"""What the fused kernels know of a noise: quartic pieces of log F, its slope r = f/F, and log f, made once.
+r"""What the fused kernels know of a noise: quintic pieces of log F, its slope r = f/F, and log f, made once.
 
 Scores lie in cells of width ``CELL``. Seen from a threshold u, the classes x = x_c + (CELL/2) s of a cell, s in [−1, 1], have
 
-    log F(u − x) ≈ Σ_{m<5} a_m(u − x_c) s^m,        and so        Σ_j log F(u − x_j) = Σ_m a_m(u − x_c) Σ_j s_j^m:
+    log F(u − x) ≈ Σ_{m<6} a_m(u − x_c) s^m,        and so        Σ_j log F(u − x_j) = Σ_m a_m(u − x_c) Σ_j s_j^m:
 
-five moments stand for all classes of a cell. a_m interpolates at five Chebyshev points. The nearest zero of the normal F is 2.8
-away in the complex plane, and its pieces err by 1e-6 of their size at most up to u − x = 4, more where log F is next to nothing. Thresholds are multiples of a step h_l = 2^(−1−l), so that the
+six moments stand for all classes of a cell. a_m interpolates at six Chebyshev points. The nearest zero of the normal F is 2.8
+away in the complex plane, and its pieces err by 1e-6 of their size at most up to u − x = 9, more where log F is next to nothing. Thresholds are multiples of a step h_l = 2^(−1−l), so that the
 differences u − x_c fall on a lattice and each level l has its tables, with the thresholds of one cell next to each other.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from lossmith.noise import Noise
 
 CELL = 1 / 8
-MOMENTS = 5
+MOMENTS = 6
 LEVELS = 5
 ABOVE = 296.0  # scales from a threshold down to a class that the tables reach
 FARTHEST = 112.0  # scales from the target to its strongest rival, and a little more, that the tables reach
@@ -34,7 +34,7 @@ DROP = 20.0  # nats below the highest integrand at which it counts as zero
 FAINT = 30.0  # nats below the strongest rival's 1 − F at which a class counts as removed, even 100,000 of them
 REACH = 24.0  # scales within which all but ``TAIL`` of f must lie
 FIT = 3e-6  # error of a piece, relative to its size where that is above SMALL, and to SMALL below
-SMALL = 1e-5
+SMALL = 1e-10
 Table = NDArray[np.float32]
 
 
@@ -59,7 +59,7 @@ def step(level: int) -> float:
 
 @lru_cache(maxsize=32)
 def tables(noise: Noise) -> Tables | None:
-    """The tables of a noise, or None if quartic pieces do not follow it: kinks, algebraic tails, narrow peaks."""
+    """The tables of a noise, or None if quintic pieces do not follow it: kinks, algebraic tails, narrow peaks."""
     low, high = (float(x) for x in noise.icdf(torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)))
     if noise.kinks or not max(-low, high) <= REACH:
         return None
@@ -106,7 +106,7 @@ def _lattice(step: float, phases: int, shift: float) -> Tensor:
 
 
 def _fit(function: Callable[[Tensor], Tensor], at: Tensor) -> Table | None:
-    """Coefficients of s^0 … s^4 for s ↦ function(at − (CELL/2) s), (phases, MOMENTS, n); None where they do not fit."""
+    """Coefficients of s^0 … s^5 for s ↦ function(at − (CELL/2) s), (phases, MOMENTS, n); None where they do not fit."""
     s = torch.cos((torch.arange(MOMENTS, dtype=torch.float64) + 0.5) * (math.pi / MOMENTS))
     values = function(at.unsqueeze(-1) - CELL / 2 * s)
     inverse = torch.linalg.inv(s.unsqueeze(-1) ** torch.arange(MOMENTS, dtype=torch.float64))

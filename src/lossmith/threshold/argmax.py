@@ -1,0 +1,331 @@
+r"""log P(the target wins) by whichever kernel serves, with its derivatives: for eager mode, torch.func, torch.compile and torch.export.
+
+In eager mode the kernel for the CPU stands in functions of torch.autograd. Compiled, whatever runs stands behind one opaque
+operator, ``lossmith::argmax_log_prob``. Second derivatives are the reference's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lossmith import noise as noises
+from lossmith.checks import check_score_values, check_target_values
+from lossmith.noise import Noise
+from lossmith.threshold import reference
+from lossmith.threshold.select import broken, choose, obstacle, record, tables_of
+from lossmith.threshold.threads import apart, run_team
+
+NO_TARGET = -(1 << 63)  # as the target to ignore: none
+STATUS, COLUMNS, HARD = 5, 6, 3  # as in ``cpu``, which is loaded late: a row left to the reference
+WORTH = 1 << 13  # classes of all rows together that are worth a thread
+TURNS = 4  # in which a thread takes its rows
+MOST = 96  # thresholds of a row that are kept for backward
+MOST_WIDE = 192  # of other noise than normal
+
+
+def log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int = NO_TARGET) -> Tensor:
+    """log P(the target wins), one class a row; see ``reference.log_prob``.
+
+    Args:
+        scores: (rows, C), C ≥ 2, float32 or float64, not yet divided by the scale.
+        target: (rows,) int64.
+        scale: (1,) or (rows,), positive, of the scores' dtype and device.
+        noise: the distribution of ε.
+        ignored: a target that gives 0 and no gradient, whatever its row of scores holds.
+
+    Returns:
+        (rows,) log-probabilities, differentiable twice in scores and scale.
+
+    Raises:
+        ValueError: a kernel was asked for that cannot serve; a target out of range; NaN, +inf or nothing but −inf in a row (on
+            the CPU).
+    """
+    if torch.compiler.is_compiling():
+        return operator(scores, target, scale, noises.key(noise), ignored)[0]
+    if choose(scores, noise) == "cpu":
+        # The function that torch.func can transform takes twice as long to call.
+        function = _Value if torch._C._are_functorch_transforms_active() else _PlainValue
+        log_p: Tensor = function.apply(scores, target, scale, noises.key(noise), ignored)[0]  # type: ignore[no-untyped-call]
+        return log_p
+    record("reference")
+    return _by_reference(scores, target, scale, noise, ignored)
+
+
+def _by_reference(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int) -> Tensor:
+    """The reference, with rows of its own only: those ignored are not looked at."""
+    keep = target != ignored
+    if not keep.all():
+        part = scores[keep], target[keep], scale[keep] if len(scale) > 1 else scale
+        return scores.new_zeros(len(scores)).masked_scatter(keep, _by_reference(*part, noise, ignored))
+    check_target_values(target, scores.shape[-1])
+    check_score_values(scores)
+    centred = scores - scores.detach().amax(-1, keepdim=True)  # lest a small scale makes +inf of them
+    return reference.log_prob(centred / scale.unsqueeze(-1), target, noise)
+
+
+# Value and gradient, as functions of tensors without a graph. What the value gives beside log p, the weights of the thresholds
+# (rows, MOST) and (rows, COLUMNS) integers, is what the gradient needs.
+
+
+def value(scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int) -> tuple[Tensor, Tensor, Tensor]:
+    """log p (rows,) and what ``gradient`` needs; ``noise`` is a ``noises.key``, the others as for ``log_prob``."""
+    return _value(scores, target, scale, noise, ignored, choose(scores, noises.by_key(noise)))[0]
+
+
+def _value(
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, kernel: str
+) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
+    """As ``value``, and whether rows were left to the reference."""
+    log_p, weights, where = outputs = _outputs(scores, noise)
+    bad, hard = False, True
+    if kernel == "cpu":
+        record("cpu")
+        try:
+            bad, hard = _run_forward(scores, target, scale, noise, ignored, *outputs)
+        except Exception as error:  # whatever it is, there is another way, and the user learns of it
+            broken["cpu"] = f"{type(error).__name__}: {error}"
+            warnings.warn(f"kernel 'cpu' failed ({broken['cpu']}); the reference runs instead", RuntimeWarning, stacklevel=2)
+            kernel = "reference"
+        if bad:
+            check_target_values(target, scores.shape[-1], ignored)
+            check_score_values(scores[target != ignored])
+    if kernel != "cpu":
+        record("reference")
+        where[:, STATUS] = HARD
+    if hard:
+        left = where[:, STATUS] == HARD
+        rows = scores[left], target[left], scale[left] if len(scale) > 1 else scale
+        log_p.masked_scatter_(left, _by_reference(*rows, noises.by_key(noise), ignored))
+    return outputs, hard
+
+
+def _outputs(scores: Tensor, noise: str) -> tuple[Tensor, Tensor, Tensor]:
+    rows, most = len(scores), MOST if noise == "normal" else MOST_WIDE
+    return (
+        scores.new_empty(rows),
+        scores.new_zeros((rows, most), dtype=torch.float32),
+        scores.new_zeros((rows, COLUMNS), dtype=torch.int32),
+    )
+
+
+@lru_cache(maxsize=256)
+def _forward_slots(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
+    """What a job needs of the noise, and the arrays to keep alive for it."""
+    from lossmith.threshold import team
+
+    made = tables_of(noise)
+    assert made is not None
+    highest_of_equals = noises.by_key(noise).icdf(torch.tensor(1 - 1 / classes, dtype=torch.float64, device="cpu"))
+    numbers = np.array([made.high, made.hopeless, made.sure, float(highest_of_equals)])
+    arrays = [made.lowest, made.depth, numbers, *made.log_cdf, *made.log_prob]
+    return team.slots(arrays), arrays
+
+
+@lru_cache(maxsize=64)
+def _backward_slots(noise: str) -> NDArray[np.int64]:
+    from lossmith.threshold import team
+
+    made = tables_of(noise)
+    assert made is not None
+    return team.slots(made.slope)
+
+
+def _run_forward(
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, *outputs: Tensor
+) -> tuple[bool, bool]:
+    """Whether a row was bad, and whether one is left to the reference."""
+    from lossmith.threshold import team
+
+    return _run(team.forward_team, _forward_slots(noise, scores.shape[-1])[0], ignored, scores, target, scale, *outputs)
+
+
+def _run(function: Any, of_the_noise: NDArray[np.int64], ignored: int, *tensors: Tensor) -> tuple[bool, bool]:
+    rows, classes = tensors[0].shape
+    size = max(1, min(torch.get_num_threads(), rows, rows * (classes + 64) // WORTH))
+    head = [0, -(-rows // (TURNS * size)), 0, 0, rows, classes, ignored]
+    flat = [tensor.contiguous() for tensor in tensors]  # outputs are that already
+    for tensor in flat:
+        head += (tensor.data_ptr(), tensor.numel(), 1, 1)
+    job = np.concatenate([np.array(head, np.int64), of_the_noise])
+    run_team(function.ctypes, function.address, job.ctypes.data, size)
+    _, _, bad, hard = job[:4].tolist()
+    return bad != 0, hard != 0
+
+
+def gradient(
+    scores: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    noise: str,
+    upstream: Tensor,
+    weights: Tensor,
+    where: Tensor,
+    hard: bool = True,
+) -> Tensor:
+    """Σ upstream · log p differentiated in the scores, (rows, C); not ``hard``: no row was left to the reference."""
+    grad = torch.empty_like(scores, memory_format=torch.contiguous_format)
+    if not obstacle(scores, noises.by_key(noise)):
+        from lossmith.threshold import team
+
+        _run(team.backward_team, _backward_slots(noise), 0, scores, target, scale, upstream, weights, where, grad)
+    if hard and (left := where[:, STATUS] == HARD).any():
+        rows = scores[left], target[left], scale[left] if len(scale) > 1 else scale, upstream[left]
+        grad[left] = apart(lambda: _differentiable(*rows, noise)[1].detach())
+    return grad
+
+
+def _differentiable(scores: Tensor, target: Tensor, scale: Tensor, upstream: Tensor, noise: str) -> tuple[list[Tensor], Tensor]:
+    """By the reference: scores, scale and upstream as leaves, and the gradient in the scores, differentiable in all three."""
+    leaves = [x.detach().clone().requires_grad_() for x in (scores, scale, upstream)]
+    log_p = _by_reference(leaves[0], target, leaves[1], noises.by_key(noise), NO_TARGET)
+    return leaves, torch.autograd.grad(log_p, leaves[0], leaves[2], create_graph=True)[0]
+
+
+def second(
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, upstream: Tensor, cotangent: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """⟨cotangent, gradient⟩ differentiated in scores, scale and upstream."""
+
+    def found() -> list[Tensor]:
+        leaves, grad = _differentiable(scores, target, scale, upstream, noise)
+        parts = torch.autograd.grad(grad, leaves, cotangent, allow_unused=True)
+        return [torch.zeros_like(leaf) if part is None else part for leaf, part in zip(leaves, parts, strict=True)]
+
+    one, two, three = apart(found)
+    return one, two, three
+
+
+def _scale_gradient(grad: Tensor, scores: Tensor, scale: Tensor) -> Tensor:
+    """log p depends on differences of z over σ: ∂/∂σ = −Σ_j (∂/∂z_j) z_j / σ, with z measured from the row's highest."""
+    lead = scores - scores.detach().amax(-1, keepdim=True)
+    lead = torch.where(grad == 0, 0.0, lead)  # a removed class, at −inf, has none
+    each = -(grad * lead).sum(-1) / scale
+    return each if scale.shape == each.shape else each.sum(-1, keepdim=True)
+
+
+# Eager mode: functions of torch.autograd, which torch.func can transform.
+
+
+class _PlainValue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output, ctx.hard = _value(*inputs, "cpu")
+        _Value.setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
+        scores, target, scale, *kept = ctx.saved_tensors
+        inputs = scores, target, scale, ctx.noise, upstream, *kept, ctx.hard
+        twice = torch.is_grad_enabled()  # create_graph=True
+        grad = _PlainGradient.apply(*inputs) if twice else gradient(*inputs)  # type: ignore[no-untyped-call]
+        return grad, None, _scale_gradient(grad, scores, scale) if ctx.needs_input_grad[2] else None, None, None
+
+
+class _Value(torch.autograd.Function):
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return value(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        scores, target, scale, ctx.noise, ctx.ignored = inputs
+        ctx.save_for_backward(scores, target, scale, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
+        scores, target, scale, *kept = ctx.saved_tensors
+        grad = _Gradient.apply(scores, target, scale, ctx.noise, upstream, *kept, True)  # type: ignore[no-untyped-call]
+        return grad, None, _scale_gradient(grad, scores, scale) if ctx.needs_input_grad[2] else None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        return _by_merging(_Value, info.batch_size, in_dims, inputs)
+
+
+class _PlainGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = gradient(*inputs)
+        _Gradient.setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        return _Gradient.backward(ctx, cotangent)
+
+
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return gradient(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        scores, target, scale, ctx.noise, upstream, *_ = inputs
+        ctx.save_for_backward(scores, target, scale, upstream)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        scores, target, scale, upstream = ctx.saved_tensors
+        in_scores, in_scale, in_upstream = second(scores, target, scale, ctx.noise, upstream, cotangent)
+        return in_scores, None, in_scale, None, in_upstream, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        return _by_merging(_Gradient, info.batch_size, in_dims, inputs)
+
+
+def _by_merging(function: Any, size: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+    """vmap: rows are independent, so those of all batches go as one; a scale for all becomes one for each row."""
+    rows = inputs[0].movedim(in_dims[0], 0).shape[1] if in_dims[0] is not None else len(inputs[0])
+    merged = []
+    for place, (x, dim) in enumerate(zip(inputs, in_dims, strict=True)):
+        if isinstance(x, Tensor):
+            x = x.movedim(dim, 0) if dim is not None else x.expand(size, *x.shape)
+            x = (x.expand(size, rows) if place == 2 else x).reshape(size * rows, *x.shape[2:])
+        merged.append(x)
+    outputs = function.apply(*merged)
+    if isinstance(outputs, Tensor):
+        return outputs.unflatten(0, (size, rows)), 0
+    return tuple(x.unflatten(0, (size, rows)) for x in outputs), (0,) * len(outputs)
+
+
+# torch.compile and torch.export: opaque operators.
+
+
+def _fake_gradient(scores: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(scores, memory_format=torch.contiguous_format)
+
+
+operator = torch.library.custom_op("lossmith::argmax_log_prob", value, mutates_args=())
+_gradient_operator = torch.library.custom_op(
+    "lossmith::argmax_log_prob_gradient",
+    gradient,
+    mutates_args=(),
+)
+operator.register_fake(lambda scores, target, scale, noise, ignored: _outputs(scores, noise))
+_gradient_operator.register_fake(_fake_gradient)
+
+
+def _operator_backward(ctx: Any, upstream: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
+    scores, target, scale, *kept = ctx.saved_tensors
+    grad = _gradient_operator(scores, target, scale, ctx.noise, upstream, *kept)
+    return grad, None, _scale_gradient(grad, scores, scale) if ctx.needs_input_grad[2] else None, None, None
+
+
+def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    scores, target, scale, ctx.noise, _ = inputs
+    ctx.save_for_backward(scores, target, scale, *output[1:])
+
+
+operator.register_autograd(_operator_backward, setup_context=_operator_context)

@@ -1,0 +1,397 @@
+"""The fused kernel for the CPU: against the reference in float64, whatever the shape, the layout, the threads or the transform."""
+
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import lossmith
+from lossmith import AccuracyLoss
+from lossmith.functional import argmax_log_prob
+from lossmith.noise import Custom, Logistic, Noise, Normal, StudentT
+from lossmith.threshold import argmax, cpu, reference, select, threads
+from lossmith.threshold.tables import LEVELS, tables
+
+P, LOG_P, GRADIENT = 1e-6, 1e-5, 1e-5  # what float32 promises: p absolute, log p relative; the gradient against its row's norm
+OWN = Custom(
+    lambda x: x - 2 * torch.nn.functional.softplus(x), lambda x: -torch.nn.functional.softplus(-x), torch.logit, name="own"
+)
+NOISES = pytest.mark.parametrize("noise", [Normal(), Logistic(), OWN], ids=lambda n: n.name)
+
+
+@pytest.fixture(autouse=True)
+def _only_the_kernel() -> Iterator[None]:
+    with lossmith.use_kernel("cpu"):
+        yield
+
+
+def run(scores: Tensor, target: Tensor, noise: Noise | str = "normal", **options: object) -> tuple[Tensor, Tensor]:
+    """log p and its gradient in the scores."""
+    leaf = scores.detach().clone().requires_grad_() if scores.is_contiguous() else scores.detach().requires_grad_()
+    log_p = argmax_log_prob(leaf, target, noise=noise, **options)  # type: ignore[arg-type]
+    (grad,) = torch.autograd.grad(log_p[log_p.isfinite()].sum(), leaf)
+    return log_p.detach(), grad
+
+
+def exact(scores: Tensor, target: Tensor, noise: Noise | str = "normal", scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    leaf = scores.detach().double().requires_grad_()
+    log_p = reference.log_prob(leaf / scale, target, lossmith.noise.get(noise))
+    return log_p.detach(), torch.autograd.grad(log_p[log_p.isfinite()].sum(), leaf)[0]
+
+
+def assert_right(scores: Tensor, target: Tensor, noise: Noise | str = "normal", scale: float = 1.0) -> None:
+    log_p, grad = run(scores, target, noise, scale=scale)
+    log_q, slope = exact(scores, target, noise, scale)
+    torch.testing.assert_close(log_p.double().exp(), log_q.exp(), rtol=0, atol=P)
+    tiny = log_q.abs() < 1e-30  # beside the smallest float32
+    torch.testing.assert_close(torch.where(tiny, 0.0, log_p.double()), torch.where(tiny, 0.0, log_q), rtol=LOG_P, atol=0)
+    error, norm = (grad.double() - slope).norm(dim=-1), slope.norm(dim=-1)
+    assert (error <= GRADIENT * norm + 1e-30).all(), (error / norm).max()
+
+
+def scores_of(rows: int, classes: int, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    scores = spread * torch.randn(rows, classes, generator=made)
+    return scores, torch.randint(0, classes, (rows,), generator=made)
+
+
+# Numbers
+
+
+@NOISES
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0, 15.0])
+@pytest.mark.parametrize("classes", [3, 10, 17, 100, 1000])
+def test_random_rows(classes: int, spread: float, noise: Noise) -> None:
+    assert_right(*scores_of(12, classes, spread), noise)
+
+
+@pytest.mark.parametrize("classes", [cpu.MANY - 1, cpu.MANY, cpu.MANY + 1, 20_000])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0])
+def test_rows_of_many_classes(classes: int, spread: float) -> None:
+    assert_right(*scores_of(2, classes, spread))
+
+
+@NOISES
+@pytest.mark.parametrize("classes", [3, 40])
+def test_leads_and_gaps(classes: int, noise: Noise) -> None:
+    leads = torch.cat([torch.linspace(-50, 50, 41), torch.tensor([-0.01, 0.01, 8.3])])
+    scores = 0.3 * torch.randn(len(leads), classes, generator=torch.Generator().manual_seed(3))
+    scores[:, 1] = scores[:, [0, *range(2, classes)]].amax(-1) + leads
+    assert_right(scores, torch.ones(len(leads), dtype=torch.int64), noise)
+
+
+@pytest.mark.parametrize("classes", [3, 5000])
+@pytest.mark.parametrize("lead", [-30.0, -6.0, 0.0, 5.0, 12.0])
+def test_one_rival_far_above_the_others(lead: float, classes: int) -> None:
+    scores = torch.full((1, classes), -5.0)
+    scores[0, 1], scores[0, 0] = 0.0, lead
+    assert_right(scores, torch.tensor([0]))
+
+
+@pytest.mark.parametrize("gap", [-20.0, -5.0, 0.0])
+def test_the_target_behind_thousands_of_equals(gap: float) -> None:
+    """The integrand is a tenth of a scale wide: the step has to follow."""
+    scores = torch.zeros(1, 20_000)
+    scores[0, 7] = gap
+    assert_right(scores, torch.tensor([7]))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.37, 40.0])
+def test_scales(scale: float) -> None:
+    scores, target = scores_of(8, 30, scale)
+    assert_right(scores + 1000 * scale, target, scale=scale)
+
+
+def test_a_scale_for_each_row_and_its_gradient() -> None:
+    scores, target = scores_of(6, 12, 1.0)
+    found = []
+    for dtype, kernel in ((torch.float32, "cpu"), (torch.float64, "reference")):
+        z, sigma = scores.to(dtype).requires_grad_(), torch.linspace(0.5, 2, 6, dtype=dtype).unsqueeze(-1).requires_grad_()
+        with lossmith.use_kernel(kernel):
+            log_p = argmax_log_prob(z, target, scale=sigma)
+            grads = torch.autograd.grad(log_p.sum(), (z, sigma), create_graph=True)
+            found.append([log_p, *grads, *torch.autograd.grad(sum(g.square().sum() for g in grads), (z, sigma))])
+    for ours, exact_one in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), exact_one, rtol=2e-5, atol=2e-5)
+
+
+def test_removed_classes() -> None:
+    scores, target = scores_of(4, 9, 1.0)
+    with_holes = torch.cat([scores, torch.full((4, 3), -math.inf)], -1)
+    (one, grad), (other, wider) = run(scores, target), run(with_holes, target)
+    assert torch.equal(one, other)
+    assert torch.equal(torch.nn.functional.pad(grad, (0, 3)), wider)
+    lost = with_holes.clone()
+    lost[0, target[0]] = -math.inf
+    log_p, grad = run(lost, target)
+    assert log_p[0] == -math.inf
+    assert (grad[0] == 0).all()
+    alone = torch.full((1, 5), -math.inf)
+    alone[0, 2] = 1.5
+    assert run(alone, torch.tensor([2]))[0] == 0
+
+
+def test_a_target_too_far_behind_goes_to_the_reference() -> None:
+    scores, target = scores_of(3, 6, 1.0)
+    scores[1, target[1]] = -500.0
+    log_p, grad = run(scores, target)
+    log_q, slope = exact(scores, target)
+    torch.testing.assert_close(log_p.double(), log_q, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grad.double(), slope, rtol=1e-5, atol=1e-5)
+    leaf = scores.clone().requires_grad_()
+    (first,) = torch.autograd.grad(argmax_log_prob(leaf, target).sum(), leaf, create_graph=True)
+    assert torch.autograd.grad(first[:, 0].sum(), leaf)[0].isfinite().all()
+
+
+# Shapes and layouts
+
+
+def test_layouts_give_the_same_bits_and_nothing_is_written_to() -> None:
+    scores, target = scores_of(16, 33, 1.0)
+    log_p, grad = run(scores, target)
+    wide = torch.zeros(33, 32)
+    wide[:, ::2] = scores.T
+    for other in (wide[:, ::2].T, scores.T.contiguous().T):
+        before = other.clone()
+        assert not other.is_contiguous()
+        found = run(other, target)
+        assert torch.equal(found[0], log_p)
+        assert torch.equal(found[1], grad)
+        assert torch.equal(other, before)
+    row = scores[:1].expand(16, 33)
+    assert torch.equal(run(row, target[:1].expand(16))[0], log_p[:1].expand(16))
+    cube = run(scores.view(4, 4, 33), target.view(4, 4))
+    assert torch.equal(cube[0].flatten(), log_p)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (0, 3, 7), (1, 3)])
+def test_few_rows(shape: tuple[int, ...]) -> None:
+    log_p, grad = run(torch.zeros(shape), torch.zeros(shape[:-1], dtype=torch.int64))
+    assert log_p.shape == shape[:-1]
+    assert grad.shape == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_compute_in_float32(dtype: torch.dtype) -> None:
+    scores, target = scores_of(5, 8, 1.0)
+    scores = scores.to(dtype)
+    log_p, grad = run(scores, target)
+    assert log_p.dtype == grad.dtype == dtype
+    assert torch.equal(log_p, run(scores.float(), target)[0].to(dtype))
+
+
+def test_upstream_gradients_scale_each_row() -> None:
+    scores, target = scores_of(5, 8, 1.0)
+    leaf = scores.clone().requires_grad_()
+    upstream = torch.tensor([1.0, -2.0, 0.0, 1e-3, 5.0])
+    (grad,) = torch.autograd.grad(argmax_log_prob(leaf, target), leaf, upstream)
+    torch.testing.assert_close(grad, run(scores, target)[1] * upstream.unsqueeze(-1), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("what", [math.nan, math.inf])
+@pytest.mark.parametrize("place", [(2, 3), (2, 0), (2, 7)])
+def test_bad_rows_are_named(place: tuple[int, int], what: float) -> None:
+    scores, target = scores_of(5, 8, 1.0)
+    scores[place] = what
+    target[2] = 3
+    with pytest.raises(ValueError, match=r"^scores: expected finite numbers or −inf, got (nan|inf) in row 2; "):
+        run(scores, target)
+    scores[place] = -math.nan
+    with pytest.raises(ValueError, match=r"got nan in row 2; "):
+        run(scores, target)
+    scores[2] = -math.inf
+    with pytest.raises(ValueError, match="−inf for every class of row 2"):
+        run(scores, target)
+
+
+def test_a_target_out_of_range() -> None:
+    for wrong in (8, -1, -100):
+        with pytest.raises(
+            ValueError, match=f"^target: expected class indices from 0 to 7, got {min(wrong, 0)} to {max(wrong, 0)}$"
+        ):
+            run(torch.zeros(2, 8), torch.tensor([0, wrong]))
+
+
+def test_ignored_rows_may_hold_anything() -> None:
+    scores, target = scores_of(5, 8, 1.0)
+    target[1], target[3] = -100, -100
+    scores[1], scores[3] = math.nan, -math.inf
+    leaf = scores.clone().requires_grad_()
+    loss = AccuracyLoss()(leaf, target)
+    loss.backward()
+    keep = target != -100
+    torch.testing.assert_close(loss, AccuracyLoss()(scores[keep], target[keep]))
+    assert leaf.grad is not None
+    assert (leaf.grad[~keep] == 0).all()
+
+
+# Threads
+
+
+def test_the_bits_do_not_depend_on_threads() -> None:
+    scores, target = scores_of(300, 200, 2.0)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            found.append(run(scores, target))
+        for log_p, grad in found[1:]:
+            assert torch.equal(log_p, found[0][0])
+            assert torch.equal(grad, found[0][1])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_several_python_threads_at_once(openmp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not openmp:
+        monkeypatch.setattr(threads, "_openmp", lambda: None)
+    scores, target = scores_of(200, 150, 2.0)
+    expected = run(scores, target)
+    wrong: list[object] = []
+
+    def work() -> None:
+        for _ in range(20):
+            found = run(scores, target)
+            wrong.extend(n for n in range(2) if not torch.equal(found[n], expected[n]))
+
+    workers = [threading.Thread(target=work) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+FORKED = """
+import os, sys, torch
+from lossmith.functional import argmax_log_prob
+torch.set_num_threads(2)
+scores = torch.randn(300, 100,  # less than torch itself would deal out to threads, which a child does not have
+     generator=torch.Generator().manual_seed(0)).requires_grad_()
+target = torch.arange(300) % 100
+def run():
+    log_p = argmax_log_prob(scores, target)
+    return log_p.detach(), torch.autograd.grad(log_p.sum(), scores)[0]
+expected = run()
+child = os.fork()
+if child == 0:
+    found = run()
+    os._exit(0 if all(torch.equal(a, b) for a, b in zip(found, expected)) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_after_fork() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], timeout=300, check=False)
+    assert done.returncode == 0
+
+
+# Transforms
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+def test_compiled_in_one_graph_it_is_the_same() -> None:
+    scores, target = scores_of(6, 9, 1.0)
+    target[4] = -100
+    scores[4] = math.nan
+    for loss in (AccuracyLoss(), AccuracyLoss(q=0.5, scale=0.7, reduction="sum"), AccuracyLoss(noise="laplace")):
+        found = []
+        for function in (loss, torch.compile(loss, fullgraph=True)):
+            leaf = scores.clone().requires_grad_()
+            with lossmith.use_kernel("reference" if loss.noise.name == "laplace" else "cpu"):
+                value = function(leaf, target)
+                value.backward()
+            found.append((value.detach(), leaf.grad))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-7)
+
+
+def test_under_torch_func() -> None:
+    scores, target = scores_of(5, 9, 1.0)
+    log_p, grad = run(scores, target)
+
+    def one(row: Tensor, index: Tensor) -> Tensor:
+        return argmax_log_prob(row, index)
+
+    def total(rows: Tensor) -> Tensor:
+        return argmax_log_prob(rows, target).sum()
+
+    torch.testing.assert_close(torch.func.grad(total)(scores), grad)
+    torch.testing.assert_close(torch.func.vmap(one)(scores, target), log_p)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(one))(scores, target), grad)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(one), in_dims=(1, 0))(scores.T, target), grad)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_operators_pass_torchs_own_check() -> None:
+    scores, target = scores_of(4, 6, 1.0)
+    inputs = (scores.requires_grad_(), target, torch.ones(1), "normal", argmax.NO_TARGET)
+    torch.library.opcheck(torch.ops.lossmith.argmax_log_prob.default, inputs)
+
+
+# Which kernel
+
+
+def test_what_ran_is_recorded() -> None:
+    scores, target = scores_of(2, 4, 1.0)
+    argmax_log_prob(scores, target)
+    assert lossmith.last_kernel() == "cpu"
+    with lossmith.use_kernel("reference"):
+        argmax_log_prob(scores, target)
+    assert lossmith.last_kernel() == "reference"
+    argmax_log_prob(scores, target, noise="gumbel")
+    assert lossmith.last_kernel() == "closed form"
+
+
+def test_a_request_that_cannot_be_met_is_refused() -> None:
+    scores, target = scores_of(2, 4, 1.0)
+    for bad, noise, why in ((scores.double(), "normal", "float64"), (scores, "laplace", r"Laplace\(\) has kinks")):
+        with pytest.raises(ValueError, match=f"^kernel: 'cpu' cannot serve this call .*{why}.*; expected one of: reference$"):
+            argmax_log_prob(bad, target, noise=noise)
+    with pytest.raises(ValueError, match="^kernel: unknown name 'cup'; "), lossmith.use_kernel("cup"):
+        pass
+
+
+def test_a_kernel_that_fails_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, target = scores_of(3, 4, 1.0)
+    expected = run(scores, target)
+
+    def fails(*_: object) -> None:
+        raise OSError("no such instruction")
+
+    monkeypatch.setattr(argmax, "run_team", fails)
+    select.broken.clear()
+    monkeypatch.setattr(select._state, "asked", None)
+    with pytest.warns(
+        RuntimeWarning, match=r"^kernel 'cpu' failed \(OSError: no such instruction\); the reference runs instead$"
+    ):
+        found = argmax_log_prob(scores, target)
+    torch.testing.assert_close(found, expected[0], rtol=1e-5, atol=1e-6)
+    assert lossmith.last_kernel() == "reference"
+    leaf = scores.clone().requires_grad_()
+    torch.testing.assert_close(
+        torch.autograd.grad(argmax_log_prob(leaf, target).sum(), leaf)[0], expected[1]
+    )  # no second warning
+
+
+# Tables
+
+
+@pytest.mark.parametrize("noise", [Normal(), Logistic(), StudentT(30)], ids=str)
+def test_tables_exist_for_smooth_noise(noise: Noise) -> None:
+    made = tables(noise)
+    assert made is not None
+    assert len(made.log_cdf) == LEVELS
+
+
+@pytest.mark.parametrize("name", ["laplace", "uniform", "studentt", "gumbel"])
+def test_and_for_no_other(name: str) -> None:
+    assert tables(lossmith.noise.get(name)) is None
