@@ -1,4 +1,4 @@
-"""The fused kernel for the CPU: against the reference in float64, whatever the shape, the layout, the threads or the transform."""
+"""The fused kernel for the CPU, against the reference in float64: any shape, layout, number of threads and transform."""
 
 import math
 import os
@@ -356,7 +356,7 @@ def test_a_request_that_cannot_be_met_is_refused() -> None:
     for bad, noise, why in ((scores.double(), "normal", "float64"), (scores, "laplace", r"Laplace\(\) has kinks")):
         with pytest.raises(ValueError, match=f"^kernel: 'cpu' cannot serve this call .*{why}.*; expected one of: reference$"):
             argmax_log_prob(bad, target, noise=noise)
-    with pytest.raises(ValueError, match="^kernel: unknown name 'cup'; "), lossmith.use_kernel("cup"):
+    with pytest.raises(ValueError, match=r"^kernel: unknown name 'cup'; "), lossmith.use_kernel("cup"):
         pass
 
 

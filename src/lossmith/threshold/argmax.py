@@ -1,4 +1,4 @@
-r"""log P(the target wins) by whichever kernel serves, with its derivatives: for eager mode, torch.func, torch.compile and torch.export.
+r"""log P(the target wins) by whichever kernel serves, with its derivatives, in eager mode, under torch.func and compiled.
 
 In eager mode the kernel for the CPU stands in functions of torch.autograd. Compiled, whatever runs stands behind one opaque
 operator, ``lossmith::argmax_log_prob``. Second derivatives are the reference's.
@@ -83,7 +83,7 @@ def _value(
     scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, kernel: str
 ) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
     """As ``value``, and whether rows were left to the reference."""
-    log_p, weights, where = outputs = _outputs(scores, noise)
+    log_p, _, where = outputs = _outputs(scores, noise)
     bad, hard = False, True
     if kernel == "cpu":
         record("cpu")
@@ -124,7 +124,7 @@ def _forward_slots(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
     assert made is not None
     highest_of_equals = noises.by_key(noise).icdf(torch.tensor(1 - 1 / classes, dtype=torch.float64, device="cpu"))
     numbers = np.array([made.high, made.hopeless, made.sure, float(highest_of_equals)])
-    arrays = [made.lowest, made.depth, numbers, *made.log_cdf, *made.log_prob]
+    arrays: list[NDArray[Any]] = [made.lowest, made.depth, numbers, *made.log_cdf, *made.log_prob]
     return team.slots(arrays), arrays
 
 
@@ -216,7 +216,8 @@ def _scale_gradient(grad: Tensor, scores: Tensor, scale: Tensor) -> Tensor:
 class _PlainValue(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output, ctx.hard = _value(*inputs, "cpu")
+        scores, target, scale, noise, ignored = inputs
+        output, ctx.hard = _value(scores, target, scale, noise, ignored, "cpu")
         _Value.setup_context(ctx, inputs, output)
         return output
 

@@ -1,7 +1,8 @@
-"""Classes in cells, as vector loops for numba: their moments, what these give at a threshold, and the gradient back to each class.
+"""Classes in cells, as vector loops for numba: their moments, what these give at a threshold, and the way back.
 
-Rows are float32; a class lies y = (top − z) / (σ · CELL) cells below the strongest rival, and at s = 1 − 2 (y − ⌊y⌋) within its cell. Indices are
-unsigned where it matters: numba lets others count from the end, which keeps a loop from becoming vector instructions.
+Rows are float32; a class lies y = (top − z) / (σ · CELL) cells below the strongest rival, and at s = 1 − 2 (y − ⌊y⌋) within
+its cell. Indices are unsigned where it matters: numba lets others count from the end, which keeps a loop from becoming vector
+instructions.
 """
 
 from __future__ import annotations

@@ -5,15 +5,15 @@ G(u) = Σ_j log F(u − x_j) costs six multiplications a cell and threshold, how
 
     p = h Σ_q f(u_q − t) e^{G(u_q)},        1 − p = h Σ_q f(u_q − t) (1 − e^{G(u_q)}),        u_q multiples of h,
 
-whichever is the smaller. The trapezoid rule converges geometrically on analytic integrands (Trefethen & Weideman, SIAM Review 56(3), 2014):
-the error at step h is about the square of that at 2h, which is the difference between the even and the odd thresholds. The
-step starts at 1/2 and is halved where that says so. The gradient in a rival's score is −Σ_q w_q r(u_q − x_j) with w_q the share of u_q in
-p, summed over thresholds once a cell and read off at each class. A cell so far down that F is 1 at all thresholds is skipped, and so
-are blocks of classes that hold nothing nearer.
+whichever is the smaller. The trapezoid rule converges geometrically on analytic integrands (Trefethen & Weideman, SIAM Review
+56(3), 2014): the error at step h is about the square of that at 2h, which is the difference between the even and the odd
+thresholds. The step starts at 1/8, or more where the range is wide or
+the classes few, and is halved where that says so. The gradient in a rival's score is −Σ_q w_q r(u_q − x_j)
+with w_q the share of u_q in p, summed over thresholds once a cell and read off at each class. A cell so far down that F is 1
+at all thresholds is skipped, and so are blocks of classes that hold nothing nearer.
 
-Kernels hold no lock and start no threads. ``forward_team`` and ``backward_team`` are C functions of one pointer, which any number of threads
-may enter together: each takes rows until none are left (``threads``). Each row is computed by itself, so that the bits
-do not depend on the number of threads.
+Kernels hold no lock and start no threads (``team``, ``threads``). Each row is computed by itself, so that the bits do not
+depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -313,7 +313,10 @@ def forward(
 
 @jit
 def backward(scores, bits, target, scale, slope, upstream, weights, where, tops, grad, first_row, last_row):
-    """Rows first_row … last_row of the gradient in the scores; zeros where ``forward`` was not DONE. ``tops``: ``where`` as float32."""
+    """Rows first_row … last_row of the gradient in the scores; zeros where ``forward`` was not DONE.
+
+    ``tops`` is ``where`` as float32, the others are as for ``forward``; upstream (B,) and grad (B, C) are float32.
+    """
     C = scores.shape[1]
     many = C >= MANY
     pieces = np.zeros((MOMENTS, MAX_CELLS + WHOLE), np.float32)

@@ -1,6 +1,7 @@
 """Which kernel computes log P(the target wins), chosen call by call; the choice is recorded.
 
-"cpu" serves float32, and half types computed in float32, on the CPU, for noise that ``tables`` can follow; "reference" serves everything.
+"cpu" serves float32, and half types computed in float32, on the CPU, for noise that ``tables`` can follow; "reference" serves
+everything.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ Scores lie in cells of width ``CELL``. Seen from a threshold u, the classes x = 
     log F(u − x) ≈ Σ_{m<6} a_m(u − x_c) s^m,        and so        Σ_j log F(u − x_j) = Σ_m a_m(u − x_c) Σ_j s_j^m:
 
 six moments stand for all classes of a cell. a_m interpolates at six Chebyshev points. The nearest zero of the normal F is 2.8
-away in the complex plane, and its pieces err by 1e-6 of their size at most up to u − x = 9, more where log F is next to nothing. Thresholds are multiples of a step h_l = 2^(−1−l), so that the
-differences u − x_c fall on a lattice and each level l has its tables, with the thresholds of one cell next to each other.
+away in the complex plane, and its pieces err by 1e-6 of their size at most up to u − x = 9, more where log F is next to
+nothing. Thresholds are multiples of a step h_l = 2^(−1−l), so that the differences u − x_c fall on a lattice and each level l
+has its tables, with the thresholds of one cell next to each other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The kernels of ``cpu`` as C functions of one pointer, which any number of threads may enter together (``threads``).
 
-The pointer is to a job, an array of int64: the next row, the rows of a turn, whether a row was bad, whether one was left to the
-reference, B, C, the target that asks for nothing, and the addresses and sizes of arrays. Each thread takes turns until no row is left.
+The pointer is to a job, an array of int64: the next row, the rows of a turn, whether a row was bad, whether one was left to
+the reference, B, C, the target that asks for nothing, and the addresses and sizes of arrays. Each thread takes turns until no
+row is left.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def _cfunc(function: Any) -> Any:
 
 @_cfunc
 def forward_team(data):
+    """``cpu.forward`` on the rows of a job with the arrays scores, target, scale, out, weights, where, and those of the noise."""
     head = numba.carray(data, (ARRAYS,), np.int64)
     B, C = head[ROWS], head[CLASSES]
     job = numba.carray(data, (ARRAYS + 19 * SLOTS,), np.int64)
@@ -97,6 +99,7 @@ def forward_team(data):
 
 @_cfunc
 def backward_team(data):
+    """``cpu.backward`` on the rows of a job with scores, target, scale, upstream, weights, where, gradient and slopes."""
     head = numba.carray(data, (ARRAYS,), np.int64)
     B, C = head[ROWS], head[CLASSES]
     job = numba.carray(data, (ARRAYS + 12 * SLOTS,), np.int64)

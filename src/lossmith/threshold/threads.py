@@ -1,10 +1,11 @@
 """Threads for kernels: those of torch itself where its OpenMP runtime can be found, else Python's.
 
-A kernel is a C function of one pointer, a "team" function: every thread of a team calls it with the same pointer, and each takes work until
-none is left. torch's own OpenMP threads are the best to call: they are awake, since they wait for torch's next operator in a
-busy loop, in which any other thread has to fight them for the core. OpenMP gives each Python thread that calls a team of its own, and so
-does the pool of Python threads. numba's own layers do not: its work queue aborts the process when two threads enter it at once.
-After ``fork`` a child has none of its parent's OpenMP threads and would wait for them for ever: there Python's threads serve.
+A kernel is a C function of one pointer, a "team" function: every thread of a team calls it with the same pointer, and each
+takes work until none is left. torch's own OpenMP threads are the best to call: they are awake, since they wait for torch's next
+operator in a busy loop, in which any other thread has to fight them for the core. OpenMP gives each Python thread that calls a
+team of its own, and so does the pool of Python threads. numba's own layers do not: its work queue aborts the process when two
+threads enter it at once. After ``fork`` a child has none of its parent's OpenMP threads and would wait for them for ever: there
+Python's threads serve.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _openmp() -> Callable[[int, int, int, int], None] | None:
 
 
 def apart(work: Callable[[], T]) -> T:
-    """``work()`` in another thread: within an operator of torch's this one records nothing for differentiation, that one does."""
+    """``work()`` in another thread: inside an operator of torch's, this one records nothing for differentiation."""
     return _threads().submit(work).result()
 
 
