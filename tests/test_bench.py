@@ -1,13 +1,14 @@
-"""The accuracy benchmark: the stored values, the rivals, and what the command says of them."""
+"""The benchmarks: of accuracy, the stored values, the rivals and what the command says of them; of cost, what it prints."""
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from lossmith.bench import accuracy, rivals, values
+from lossmith.bench import accuracy, kernels, rivals, values
 from lossmith.bench.accuracy import Errors
 from lossmith.bench.values import Case
 from lossmith.cli import cli
@@ -115,3 +116,49 @@ def test_exceeding_a_promise_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_the_table_lacks_is_refused(noises: list[str] | None, classes: list[int] | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         accuracy.select(noises, classes, topk=False)
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_kernels_beside_a_rival_as_json_and_as_a_figure(tmp_path: Path) -> None:
+    path = tmp_path / "cost.png"
+    rival = "torch.nn:MultiMarginLoss"
+    asked = ["bench", "kernels", "--classes", "3", "--classes", "5000", "--rival", rival, "--plot", str(path)]
+    outcome = CliRunner().invoke(cli, [*asked, "--json"])
+    assert outcome.exit_code == 0, outcome.output
+    results = json.loads(outcome.stdout)["results"]
+    assert [(r["rows"], r["classes"], r["scores"], r["kernel"]) for r in results] == [
+        (256, 3, "flat", "cpu"),
+        (256, 3, "peaked", "cpu"),
+        (256, 5000, "flat", "cpu"),
+        (256, 5000, "peaked", "cpu"),
+    ]
+    for result in results:
+        assert set(result["costs"]) == {"cross-entropy", "lossmith", rival}
+        assert result["costs"]["cross-entropy"]["ratio"] == 1
+        ours = result["costs"]["lossmith"]
+        assert 0 < ours["low"] <= ours["median"] <= ours["high"]
+    assert results[2]["costs"]["lossmith"]["memory"] > 0.9  # the gradient at least
+    assert path.stat().st_size > 10_000
+    table = CliRunner().invoke(cli, ["bench", "kernels", "--classes", "3", "--noise", "laplace"])
+    assert "reference" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rival", "torch.nn.functional"], "--rival: expected an import path like package.module:name"),
+        (["--rival", "torch.nn:Nothing"], "--rival: expected an import path like package.module:name"),
+        (["--rival", "math:pi"], "--rival: expected a callable of (scores, target), got float at 'math:pi'"),
+        (["--classes", "1"], "--classes: expected at least 2, got 1"),
+        (["--noise", "norml"], "--noise: unknown name 'norml'"),
+    ],
+)
+def test_kernels_refuses_in_words(options: list[str], message: str) -> None:
+    outcome = CliRunner().invoke(cli, ["bench", "kernels", *options])
+    assert isinstance(outcome.exception, InputError)
+    assert str(outcome.exception).startswith(message)

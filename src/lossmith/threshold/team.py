@@ -71,7 +71,7 @@ def _cfunc(function: Any) -> Any:
 
 @_cfunc
 def forward_team(data):
-    """``cpu.forward`` on the rows of a job with the arrays scores, target, scale, out, weights, where, and those of the noise."""
+    """``cpu.forward`` on the rows of a job with scores, target, scale, out, weights, where and the arrays of the noise."""
     head = numba.carray(data, (ARRAYS,), np.int64)
     B, C = head[ROWS], head[CLASSES]
     job = numba.carray(data, (ARRAYS + 19 * SLOTS,), np.int64)

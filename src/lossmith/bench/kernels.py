@@ -1,0 +1,204 @@
+"""What a loss costs beside cross-entropy: time and peak memory of forward and backward, measured side by side in one run."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import lossmith
+from lossmith.errors import InputError
+
+CLASSES = (2, 10, 100, 1000, 10_000, 50_000, 128_256)
+ELEMENTS = 3_200_000  # of a batch, at most
+ROWS = 256  # at most
+LEAD = 20.0  # of a trained model's targets, over scores of spread 2
+SECONDS = 3.0  # a shape
+LEAST = 5  # repetitions
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Cost(NamedTuple):
+    """Of one loss on one kind of scores; times in seconds, memory in multiples of the scores'."""
+
+    median: float
+    low: float  # the 20 % quantile
+    high: float
+    ratio: float  # of the median to cross-entropy's
+    memory: float  # most held at once beyond what was held before, the gradient included
+
+
+class Result(NamedTuple):
+    """One shape and kind of scores."""
+
+    rows: int
+    classes: int
+    scores: str  # "flat" as of an untrained model, "peaked" as of a trained one
+    kernel: str  # what computed ours
+    costs: dict[str, Cost]
+
+
+def rival_of(path: str) -> Loss:
+    """The callable of (scores, target) at an import path, "package.module:name".
+
+    Raises:
+        InputError: there is none.
+    """
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"--rival: expected an import path like package.module:name, got {path!r} ({error})") from None
+    found = found() if isinstance(found, type) else found
+    if not callable(found):
+        raise InputError(f"--rival: expected a callable of (scores, target), got {type(found).__name__} at {path!r}")
+    return found
+
+
+def measure(classes: tuple[int, ...], noise: str, rivals: dict[str, Loss], show: Callable[[int], None]) -> Iterator[Result]:
+    """Each class count, with flat and with peaked scores; the losses take turns."""
+    losses: dict[str, Loss] = {
+        "cross-entropy": torch.nn.functional.cross_entropy,
+        "lossmith": lossmith.AccuracyLoss(noise=noise),
+        **rivals,
+    }
+    done = 0
+    for C in classes:
+        rows = min(ROWS, max(1, ELEMENTS // C))
+        for kind in ("flat", "peaked"):
+            scores, target = _scores(rows, C, kind)
+            _run(losses["lossmith"], scores, target)
+            yield Result(rows, C, kind, str(lossmith.last_kernel()), _costs(losses, scores, target))
+            done += 1
+            show(done)
+
+
+def _scores(rows: int, classes: int, kind: str) -> tuple[Tensor, Tensor]:
+    made = torch.Generator().manual_seed(classes)
+    scores = torch.randn(rows, classes, generator=made)
+    target = torch.randint(0, classes, (rows,), generator=made)
+    if kind == "peaked":
+        scores = 2 * scores
+        scores[torch.arange(rows), target] += LEAD
+    return scores.requires_grad_(), target
+
+
+def _run(loss: Loss, scores: Tensor, target: Tensor) -> None:
+    scores.grad = None
+    loss(scores, target).backward()
+
+
+def _costs(losses: dict[str, Loss], scores: Tensor, target: Tensor) -> dict[str, Cost]:
+    times: dict[str, list[float]] = {name: [] for name in losses}
+    for loss in losses.values():
+        _run(loss, scores, target)
+    end = time.perf_counter() + SECONDS
+    while time.perf_counter() < end or len(times["lossmith"]) < LEAST:
+        for name, loss in losses.items():
+            start = time.perf_counter()
+            _run(loss, scores, target)
+            times[name].append(time.perf_counter() - start)
+    base = statistics.median(times["cross-entropy"])
+    costs = {}
+    for name, taken in times.items():
+        low, *_, high = statistics.quantiles(taken, n=5)
+        median = statistics.median(taken)
+        costs[name] = Cost(median, low, high, median / base, _memory(losses[name], scores, target))
+    return costs
+
+
+def _memory(loss: Loss, scores: Tensor, target: Tensor) -> float:
+    """Peak of the process's resident memory during one run above that before, in multiples of the scores'.
+
+    Sampled by a thread; of little meaning where the scores take less than some megabytes.
+    """
+    status = Path("/proc/self/statm")
+    if not status.exists() or not hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        return float("nan")
+
+    def resident() -> int:
+        return int(status.read_text(encoding="ascii").split()[1])
+
+    scores.grad = None
+    gc.collect()
+    libc.malloc_trim(0)  # what is free but kept would hide what is taken
+    peak, stop = resident(), threading.Event()
+    before = peak
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.is_set():
+            peak = max(peak, resident())
+            time.sleep(1e-4)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    _run(loss, scores, target)
+    peak = max(peak, resident())
+    stop.set()
+    watcher.join()
+    return (peak - before) * 4096 / (scores.numel() * scores.element_size())
+
+
+def table(results: list[Result]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows of what the command prints."""
+    names = list(results[0].costs)
+    columns = ["rows", "classes", "scores", "kernel"]
+    for name in names:
+        columns += [name] if name == "cross-entropy" else [name, "ratio", "memory"]
+    rows = []
+    for r in results:
+        row = [str(r.rows), f"{r.classes:,}", r.scores, r.kernel]
+        for name in names:
+            cost = r.costs[name]
+            row.append(f"{1e3 * cost.median:.2f} ({1e3 * cost.low:.2f}–{1e3 * cost.high:.2f})")
+            if name != "cross-entropy":
+                row += [f"{cost.ratio:.2f}", f"{cost.memory:.1f}" if r.rows * r.classes > 1 << 20 else ""]
+        rows.append(tuple(row))
+    return tuple(columns), rows
+
+
+def title() -> str:
+    """What the table shows."""
+    return f"forward + backward, milliseconds, {torch.get_num_threads()} threads"
+
+
+def as_json(results: list[Result]) -> dict[str, Any]:
+    """The outcome for ``--json``: seconds, ratios to cross-entropy, and memory in multiples of the scores'."""
+    return {
+        "threads": torch.get_num_threads(),
+        "results": [{**r._asdict(), "costs": {name: cost._asdict() for name, cost in r.costs.items()}} for r in results],
+    }
+
+
+def plot(results: list[Result], path: Path) -> None:
+    """Time against the number of classes, for flat and for peaked scores, as a figure."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    kinds = ("flat", "peaked")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for axis, kind in zip(axes, kinds, strict=True):
+        chosen = [r for r in results if r.scores == kind]
+        x = [r.classes for r in chosen]
+        for name in chosen[0].costs:
+            each = [(r.costs[name], 1e9 / (r.rows * r.classes)) for r in chosen]
+            axis.plot(x, [c.median * to for c, to in each], marker="o", markersize=4, label=name)
+            axis.fill_between(x, [c.low * to for c, to in each], [c.high * to for c, to in each], alpha=0.2)
+        axis.set(xscale="log", yscale="log", xlabel="classes", title=f"{kind} scores")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("forward + backward, ns a score")
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
