@@ -14,7 +14,7 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto  # one thread a process: two that wait busily block each other
 
 figures: $(VENV)/.compare
 	$(BIN)/lossmith toy --out docs/figures

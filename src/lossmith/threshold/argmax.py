@@ -98,7 +98,7 @@ def _value(
             check_score_values(scores[target != ignored])
     if kernel != "cpu":
         record("reference")
-        where[:, STATUS] = HARD
+        where[:, STATUS] = HARD * (target != ignored)
     if hard:
         left = where[:, STATUS] == HARD
         rows = scores[left], target[left], scale[left] if len(scale) > 1 else scale
