@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -293,6 +294,25 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_after_fork() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], timeout=300, check=False)
     assert done.returncode == 0
+
+
+FIRST_CALL = """
+import torch, lossmith
+lossmith.functional.argmax_log_prob(torch.zeros(2, 5), torch.tensor([0, 1]))
+print(lossmith.last_kernel())
+"""
+
+
+def test_the_first_call_compiles_and_says_so_and_the_second_does_not(tmp_path: Path) -> None:
+    def call() -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", FIRST_CALL]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+
+    first, second = call(), call()
+    assert first.stdout == second.stdout == "cpu\n"
+    assert first.stderr == "lossmith: compiling its kernels for this CPU, once; about half a minute\n"
+    assert second.stderr == ""
 
 
 # Transforms

@@ -6,6 +6,8 @@ operator, ``lossmith::argmax_log_prob``. Second derivatives are the reference's.
 
 from __future__ import annotations
 
+import sys
+import threading
 import warnings
 from functools import lru_cache
 from typing import Any
@@ -115,35 +117,43 @@ def _outputs(scores: Tensor, noise: str) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+@lru_cache(maxsize=1)
+def _kernels() -> Any:
+    """The module ``team``. Its first import on a machine compiles, which is announced; numba keeps the result on disk."""
+    message = "lossmith: compiling its kernels for this CPU, once; about half a minute"
+    notice = threading.Timer(2.0, lambda: print(message, file=sys.stderr, flush=True))
+    notice.daemon = True
+    notice.start()
+    try:
+        from lossmith.threshold import team
+    finally:
+        notice.cancel()
+    return team
+
+
 @lru_cache(maxsize=256)
 def _forward_slots(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
     """What a job needs of the noise, and the arrays to keep alive for it."""
-    from lossmith.threshold import team
-
     made = tables_of(noise)
     assert made is not None
     highest_of_equals = noises.by_key(noise).icdf(torch.tensor(1 - 1 / classes, dtype=torch.float64, device="cpu"))
     numbers = np.array([made.high, made.hopeless, made.sure, float(highest_of_equals)])
     arrays: list[NDArray[Any]] = [made.lowest, made.depth, numbers, *made.log_cdf, *made.log_prob]
-    return team.slots(arrays), arrays
+    return _kernels().slots(arrays), arrays
 
 
 @lru_cache(maxsize=64)
 def _backward_slots(noise: str) -> NDArray[np.int64]:
-    from lossmith.threshold import team
-
     made = tables_of(noise)
     assert made is not None
-    return team.slots(made.slope)
+    return _kernels().slots(made.slope)
 
 
 def _run_forward(
     scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, *outputs: Tensor
 ) -> tuple[bool, bool]:
     """Whether a row was bad, and whether one is left to the reference."""
-    from lossmith.threshold import team
-
-    return _run(team.forward_team, _forward_slots(noise, scores.shape[-1])[0], ignored, scores, target, scale, *outputs)
+    return _run(_kernels().forward_team, _forward_slots(noise, scores.shape[-1])[0], ignored, scores, target, scale, *outputs)
 
 
 def _run(function: Any, of_the_noise: NDArray[np.int64], ignored: int, *tensors: Tensor) -> tuple[bool, bool]:
@@ -172,9 +182,7 @@ def gradient(
     """Σ upstream · log p differentiated in the scores, (rows, C); not ``hard``: no row was left to the reference."""
     grad = torch.empty_like(scores, memory_format=torch.contiguous_format)
     if not obstacle(scores, noises.by_key(noise)):
-        from lossmith.threshold import team
-
-        _run(team.backward_team, _backward_slots(noise), 0, scores, target, scale, upstream, weights, where, grad)
+        _run(_kernels().backward_team, _backward_slots(noise), 0, scores, target, scale, upstream, weights, where, grad)
     if hard and (left := where[:, STATUS] == HARD).any():
         rows = scores[left], target[left], scale[left] if len(scale) > 1 else scale, upstream[left]
         grad[left] = apart(lambda: _differentiable(*rows, noise)[1].detach())
