@@ -334,6 +334,19 @@ def test_compiled_in_one_graph_it_is_the_same() -> None:
         torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_with_the_reference_ignored_rows_are_left_alone() -> None:
+    scores, target = scores_of(4, 6, 1.0)
+    target[2], scores[2] = -100, math.nan
+    leaf = scores.clone().requires_grad_()
+    with lossmith.use_kernel("reference"):
+        torch.compile(AccuracyLoss(), fullgraph=True)(leaf, target).backward()
+    assert leaf.grad is not None
+    assert (leaf.grad[2] == 0).all()
+    assert leaf.grad.isfinite().all()
+    assert leaf.grad[0].abs().sum() > 0
+
+
 def test_under_torch_func() -> None:
     scores, target = scores_of(5, 9, 1.0)
     log_p, grad = run(scores, target)
@@ -415,3 +428,8 @@ def test_tables_exist_for_smooth_noise(noise: Noise) -> None:
 @pytest.mark.parametrize("name", ["laplace", "uniform", "studentt", "gumbel"])
 def test_and_for_no_other(name: str) -> None:
     assert tables(lossmith.noise.get(name)) is None
+
+
+def test_the_constants_that_are_written_twice_agree() -> None:
+    for name in ("STATUS", "COLUMNS", "SURE", "HARD"):
+        assert getattr(argmax, name) == getattr(cpu, name)

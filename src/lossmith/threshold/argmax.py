@@ -25,7 +25,7 @@ from lossmith.threshold.select import broken, choose, obstacle, record, tables_o
 from lossmith.threshold.threads import apart, run_team
 
 NO_TARGET = -(1 << 63)  # as the target to ignore: none
-STATUS, COLUMNS, HARD = 5, 6, 3  # as in ``cpu``, which is loaded late: a row left to the reference
+STATUS, COLUMNS, SURE, HARD = 5, 6, 1, 3  # as in ``cpu``, which is loaded late
 WORTH = 1 << 13  # classes of all rows together that are worth a thread
 TURNS = 4  # in which a thread takes its rows
 MOST = 96  # thresholds of a row that are kept for backward
@@ -100,7 +100,7 @@ def _value(
             check_score_values(scores[target != ignored])
     if kernel != "cpu":
         record("reference")
-        where[:, STATUS] = HARD * (target != ignored)
+        where[:, STATUS] = torch.where(target == ignored, SURE, HARD)
     if hard:
         left = where[:, STATUS] == HARD
         rows = scores[left], target[left], scale[left] if len(scale) > 1 else scale
