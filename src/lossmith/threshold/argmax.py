@@ -180,8 +180,10 @@ def gradient(
     hard: bool = True,
 ) -> Tensor:
     """Σ upstream · log p differentiated in the scores, (rows, C); not ``hard``: no row was left to the reference."""
-    grad = torch.empty_like(scores, memory_format=torch.contiguous_format)
-    if not obstacle(scores, noises.by_key(noise)):
+    if obstacle(scores, noises.by_key(noise)):
+        grad = torch.zeros_like(scores, memory_format=torch.contiguous_format)
+    else:
+        grad = torch.empty_like(scores, memory_format=torch.contiguous_format)
         _run(_kernels().backward_team, _backward_slots(noise), 0, scores, target, scale, upstream, weights, where, grad)
     if hard and (left := where[:, STATUS] == HARD).any():
         rows = scores[left], target[left], scale[left] if len(scale) > 1 else scale, upstream[left]
