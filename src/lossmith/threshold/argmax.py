@@ -100,6 +100,7 @@ def _value(
             check_score_values(scores[target != ignored])
     if kernel != "cpu":
         record("reference")
+        log_p.zero_()
         where[:, STATUS] = torch.where(target == ignored, SURE, HARD)
     if hard:
         left = where[:, STATUS] == HARD
