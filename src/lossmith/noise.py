@@ -183,7 +183,8 @@ class Gumbel(Noise):
         return True
 
     def closed_form_log_probs(self, scores: Tensor) -> Tensor:
-        return leader_from_rivals(torch.log_softmax(scores, dim=-1))
+        # In float64: float32 sums of 50,000 classes are off by more than 1e-6.
+        return leader_from_rivals(torch.log_softmax(scores.double(), dim=-1)).to(scores.dtype)
 
 
 class Logistic(Noise):
