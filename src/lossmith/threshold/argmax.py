@@ -64,12 +64,16 @@ def _by_reference(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, i
     """The reference, with rows of its own only: those ignored are not looked at."""
     keep = target != ignored
     if not keep.all():
-        part = scores[keep], target[keep], scale[keep] if len(scale) > 1 else scale
-        return scores.new_zeros(len(scores)).masked_scatter(keep, _by_reference(*part, noise, ignored))
+        part = _by_reference(*_rows_of(keep, scores, target, scale), noise, ignored)
+        return scores.new_zeros(len(scores)).masked_scatter(keep, part)
     check_target_values(target, scores.shape[-1])
     check_score_values(scores)
     centred = scores - scores.detach().amax(-1, keepdim=True)  # lest a small scale makes +inf of them
     return reference.log_prob(centred / scale.unsqueeze(-1), target, noise)
+
+
+def _rows_of(mask: Tensor, scores: Tensor, target: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return scores[mask], target[mask], scale[mask] if len(scale) > 1 else scale
 
 
 # Value and gradient, as functions of tensors without a graph. What the value gives beside log p, the weights of the thresholds
@@ -104,7 +108,7 @@ def _value(
         where[:, STATUS] = torch.where(target == ignored, SURE, HARD)
     if hard:
         left = where[:, STATUS] == HARD
-        rows = scores[left], target[left], scale[left] if len(scale) > 1 else scale
+        rows = _rows_of(left, scores, target, scale)
         log_p.masked_scatter_(left, _by_reference(*rows, noises.by_key(noise), ignored))
     return outputs, hard
 
@@ -187,8 +191,8 @@ def gradient(
         grad = torch.empty_like(scores, memory_format=torch.contiguous_format)
         _run(_kernels().backward_team, _backward_slots(noise), 0, scores, target, scale, upstream, weights, where, grad)
     if hard and (left := where[:, STATUS] == HARD).any():
-        rows = scores[left], target[left], scale[left] if len(scale) > 1 else scale, upstream[left]
-        grad[left] = apart(lambda: _differentiable(*rows, noise)[1].detach())
+        rows = _rows_of(left, scores, target, scale)
+        grad[left] = apart(lambda: _differentiable(*rows, upstream[left], noise)[1].detach())
     return grad
 
 
@@ -221,6 +225,17 @@ def _scale_gradient(grad: Tensor, scores: Tensor, scale: Tensor) -> Tensor:
     return each if scale.shape == each.shape else each.sum(-1, keepdim=True)
 
 
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """What the backward of ``value`` needs."""
+    scores, target, scale, ctx.noise, _ = inputs
+    ctx.save_for_backward(scores, target, scale, *output[1:])
+
+
+def _of_inputs(ctx: Any, grad: Tensor, scores: Tensor, scale: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients in the five inputs of ``value``, from that in the scores."""
+    return grad, None, _scale_gradient(grad, scores, scale) if ctx.needs_input_grad[2] else None, None, None
+
+
 # Eager mode: functions of torch.autograd, which torch.func can transform.
 
 
@@ -238,7 +253,7 @@ class _PlainValue(torch.autograd.Function):
         inputs = scores, target, scale, ctx.noise, upstream, *kept, ctx.hard
         twice = torch.is_grad_enabled()  # create_graph=True
         grad = _PlainGradient.apply(*inputs) if twice else gradient(*inputs)  # type: ignore[no-untyped-call]
-        return grad, None, _scale_gradient(grad, scores, scale) if ctx.needs_input_grad[2] else None, None, None
+        return _of_inputs(ctx, grad, scores, scale)
 
 
 class _Value(torch.autograd.Function):
@@ -248,8 +263,7 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        scores, target, scale, ctx.noise, ctx.ignored = inputs
-        ctx.save_for_backward(scores, target, scale, *output[1:])
+        _save(ctx, inputs, output)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
@@ -257,7 +271,7 @@ class _Value(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
         scores, target, scale, *kept = ctx.saved_tensors
         grad = _Gradient.apply(scores, target, scale, ctx.noise, upstream, *kept, True)  # type: ignore[no-untyped-call]
-        return grad, None, _scale_gradient(grad, scores, scale) if ctx.needs_input_grad[2] else None, None, None
+        return _of_inputs(ctx, grad, scores, scale)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
@@ -315,29 +329,17 @@ def _by_merging(function: Any, size: int, in_dims: tuple[Any, ...], inputs: tupl
 # torch.compile and torch.export: opaque operators.
 
 
-def _fake_gradient(scores: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(scores, memory_format=torch.contiguous_format)
-
-
 operator = torch.library.custom_op("lossmith::argmax_log_prob", value, mutates_args=())
-_gradient_operator = torch.library.custom_op(
-    "lossmith::argmax_log_prob_gradient",
-    gradient,
-    mutates_args=(),
-)
+_gradient_operator = torch.library.custom_op("lossmith::argmax_log_prob_gradient", gradient, mutates_args=())
 operator.register_fake(lambda scores, target, scale, noise, ignored: _outputs(scores, noise))
-_gradient_operator.register_fake(_fake_gradient)
+_gradient_operator.register_fake(
+    lambda scores, *others, **options: torch.empty_like(scores, memory_format=torch.contiguous_format)
+)
 
 
 def _operator_backward(ctx: Any, upstream: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
     scores, target, scale, *kept = ctx.saved_tensors
-    grad = _gradient_operator(scores, target, scale, ctx.noise, upstream, *kept)
-    return grad, None, _scale_gradient(grad, scores, scale) if ctx.needs_input_grad[2] else None, None, None
+    return _of_inputs(ctx, _gradient_operator(scores, target, scale, ctx.noise, upstream, *kept), scores, scale)
 
 
-def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    scores, target, scale, ctx.noise, _ = inputs
-    ctx.save_for_backward(scores, target, scale, *output[1:])
-
-
-operator.register_autograd(_operator_backward, setup_context=_operator_context)
+operator.register_autograd(_operator_backward, setup_context=_save)

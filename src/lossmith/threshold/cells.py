@@ -71,7 +71,7 @@ def deposit(count, cell, within, moments):
 
 @jit
 def deposit_fine(count, cell, within, fine):
-    """As ``_deposit``, three moments only, in cells of an eighth the width."""
+    """As ``deposit``, three moments only, in cells of an eighth the width."""
     for j in range(count):
         s = within[j]
         at = np.uint64(cell[j]) * np.uint64(4)
@@ -122,7 +122,7 @@ def read_off(out, first, count, cell, within, pieces):
 
 @jit
 def read_off_fine(out, first, count, cell, within, pieces):
-    """As ``_read_off``, from pieces of three coefficients."""
+    """As ``read_off``, from pieces of three coefficients."""
     total = np.float32(0)
     for j in range(count):
         s = within[j]
@@ -173,7 +173,7 @@ def add_pieces(out, flat, width, at, count, m):
 
 @jit
 def add_two_pieces(out, flat, width, at, other, count, m, n):
-    """As ``_add_pieces``, two cells at a time."""
+    """As ``add_pieces``, two cells at a time."""
     w, at, other = np.uint64(width), np.uint64(at), np.uint64(other)
     m0, m1, m2, m3, m4, m5 = m[0], m[1], m[2], m[3], m[4], m[5]
     n0, n1, n2, n3, n4, n5 = n[0], n[1], n[2], n[3], n[4], n[5]

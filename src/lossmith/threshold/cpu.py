@@ -7,10 +7,10 @@ G(u) = Σ_j log F(u − x_j) costs six multiplications a cell and threshold, how
 
 whichever is the smaller. The trapezoid rule converges geometrically on analytic integrands (Trefethen & Weideman, SIAM Review
 56(3), 2014): the error at step h is about the square of that at 2h, which is the difference between the even and the odd
-thresholds. The step starts at 1/8, or more where the range is wide or
-the classes few, and is halved where that says so. The gradient in a rival's score is −Σ_q w_q r(u_q − x_j)
-with w_q the share of u_q in p, summed over thresholds once a cell and read off at each class. A cell so far down that F is 1
-at all thresholds is skipped, and so are blocks of classes that hold nothing nearer.
+thresholds. The step starts at 1/8, or more where the range is wide or the classes few, and is halved where that says so. The
+gradient in a rival's score is −Σ_q w_q r(u_q − x_j) with w_q the share of u_q in p, summed over thresholds once a cell and read
+off at each class. A cell so far down that F is 1 at all thresholds is skipped, and so are blocks of classes that hold nothing
+nearer.
 
 Kernels hold no lock and start no threads (``team``, ``threads``). Each row is computed by itself, so that the bits do not
 depend on the number of threads.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -58,9 +57,11 @@ def step(level: int) -> float:
     return float(0.5 ** (1 + level))
 
 
-@lru_cache(maxsize=32)
 def tables(noise: Noise) -> Tables | None:
-    """The tables of a noise, or None if quintic pieces do not follow it: kinks, algebraic tails, narrow peaks."""
+    """The tables of a noise, or None if quintic pieces do not follow it: kinks, algebraic tails, narrow peaks.
+
+    ``select.tables_of`` keeps them.
+    """
     low, high = (float(x) for x in noise.icdf(torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)))
     if noise.kinks or not max(-low, high) <= REACH:
         return None
