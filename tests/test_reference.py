@@ -247,6 +247,20 @@ def test_a_peak_at_the_end_of_the_support_is_found(name: str, C: int) -> None:
     assert log_p.item() == pytest.approx(-math.log(C), rel=1e-9)
 
 
+@pytest.mark.parametrize("n", [999, 49_999])
+@pytest.mark.parametrize("lead", [0.125, 0.5, 0.875])
+def test_a_peak_or_a_dip_where_many_kinks_coincide_is_found(lead: float, n: int) -> None:
+    """Uniform noise, n rivals ``lead`` behind and one at 0.1: ∫ Π min(1, v + lead_j) dv over 0 … 1, piece by piece."""
+    near = 0.1
+    scores = torch.tensor([[-lead] * n + [-near, 0.0]], dtype=torch.float64, requires_grad=True)
+    below = (1 - lead ** (n + 2)) / (n + 2) - (lead - near) * (1 - lead ** (n + 1)) / (n + 1)
+    p = near + (1 - (1 - lead + near) ** 2) / 2 + below
+    log_p = reference.log_prob(scores, torch.tensor([n + 1]), BY_NAME["uniform"])
+    assert log_p.exp().item() == pytest.approx(p, rel=1e-12)
+    slope = lead - near + (1 - lead ** (n + 1)) / (n + 1)  # dp / d near
+    assert gradient(log_p, scores)[0, n].item() == pytest.approx(-slope / p, rel=1e-10)
+
+
 @pytest.mark.parametrize("noise", [Normal(), *(BY_NAME[name] for name in ("logistic", "laplace"))], ids=str)
 @pytest.mark.parametrize(("dtype", "lead"), [(torch.float32, 30.0), (torch.float64, 100.0), (torch.float64, 800.0)])
 def test_where_1_minus_p_is_nearly_no_float_work_is_bounded(

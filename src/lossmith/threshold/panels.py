@@ -4,8 +4,10 @@ A panel's 16 values are expanded in Legendre polynomials. On a smooth integrand 
 c_k ~ a ρ^(−k), and Gauss's rule errs by about a ρ^(−32), which is c² / a for the last of them: where that is below ``error``
 times the row's integral, the panel is done; otherwise it is halved (Trefethen, "Approximation theory and approximation
 practice", ch. 19). Panels whose values all lie ``drop`` nats below the integral are left alone, and get no nodes; the
-two ends are looked at as well, so that a panel beside a peak counts. All values are logarithms: nothing underflows. Logarithms
-of 1e9 and more have a rounding error that no halving mends: a panel over which they vary by no more than that is done as well.
+two ends are looked at as well, so that a panel beside a peak counts. Beside a kink that many classes share, their product rises
+or falls so steeply that no node may see it: where an end surprises, the panel is halved as well. All values are logarithms:
+nothing underflows. Logarithms of 1e9 and more have a rounding error that no halving mends: a panel over which they vary by no
+more than that is done as well.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ _last_three = np.polynomial.legendre.legvander(_points, NODES - 1)[:, -3:] * (np
 POINTS = torch.from_numpy((_points + 1) / 2)  # on [0, 1]
 LOG_WEIGHTS = torch.from_numpy(np.log(_weights / 2))
 LAST_COEFFICIENTS = torch.from_numpy(_weights[:, None] * _last_three)
-INSPECTED = torch.cat([POINTS, POINTS.new_tensor([0.0, 1.0])])
+INSIDE = 1e-9  # of the width: where an end is looked at, since the density may jump at the end itself
+INSPECTED = torch.cat([POINTS, POINTS.new_tensor([INSIDE, 1 - INSIDE])])
+_barycentric = 1 / np.prod(_points[:, None] - _points + np.eye(NODES), axis=1)
+_at_ends = _barycentric / (np.array([[-1.0], [1.0]]) - _points)
+AT_ENDS = torch.from_numpy(_at_ends / _at_ends.sum(-1, keepdims=True))  # the polynomial's values there, from those at the nodes
+SEEN = 1e-8  # of the highest value: a smaller surprise at an end is none
+SMOOTH = 100.0  # nor is one of so many times the last coefficients, which tell of it themselves
 
 
 class Rule(NamedTuple):
@@ -58,7 +66,7 @@ class _Sizes(NamedTuple):
     area: Tensor
     peak: Tensor  # over nodes and ends, times the width
     error: Tensor  # estimated
-    range: Tensor  # between the highest and the lowest node
+    range: Tensor  # between the highest and the lowest, over nodes and ends
 
 
 Integrand = Callable[[Tensor, Tensor], Tensor]  # rows (n,), thresholds (n, m) -> log integrands (n, m, outputs)
@@ -178,14 +186,27 @@ def _sizes(panels: Panels, integrand: Integrand) -> _Sizes:
     u = panels.left.unsqueeze(-1) + width * INSPECTED.to(width)
     log = integrand(panels.row, u)
     peak, highest = log.amax(-2), log[:, :NODES].amax(-2)
-    spread = (highest - log[:, :NODES].amin(-2)).nan_to_num(nan=0.0, posinf=math.inf)
+    spread = (peak - log.amin(-2)).nan_to_num(nan=0.0, posinf=math.inf)
     finite = torch.where(highest.isneginf(), 0.0, highest)
     value = (log[:, :NODES] - finite.unsqueeze(-2)).exp()
     area = (value * LOG_WEIGHTS.exp().to(value).unsqueeze(-1)).sum(-2)
     last = [(value * column.unsqueeze(-1)).sum(-2).abs() for column in LAST_COEFFICIENTS.to(value).unbind(-1)]
-    scale, width = finite + width.log(), width.log()
-    error = 2 * torch.stack(last).amax(0).log() + scale
-    return _Sizes(area.log() + scale, peak + width, error, spread)
+    last = torch.stack(last).amax(0)
+    scale, log_width = finite + width.log(), width.log()
+    told_apart = INSIDE * width > 8 * torch.finfo(u.dtype).eps * u.abs().amax(-1, keepdim=True)  # the ends, from what is beyond
+    surprise = torch.where(told_apart, _surprise(log, peak, last.log() + finite), -math.inf)
+    error = torch.maximum(2 * last.log() + scale, surprise + log_width + math.log(POINTS[0]))
+    return _Sizes(area.log() + scale, peak + log_width, error, spread)
+
+
+def _surprise(log: Tensor, peak: Tensor, log_last: Tensor) -> Tensor:
+    """Log of how far the panel's polynomial is from the integrand at an end, (n, outputs); −inf where that is no surprise."""
+    base = torch.where(peak.isneginf(), 0.0, peak)
+    value = (log - base.unsqueeze(-2)).exp()
+    expected = torch.einsum("en,pno->peo", AT_ENDS.to(value), value[:, :NODES])
+    off = (value[:, NODES:] - expected).abs().amax(-2)
+    usual = _rounding(base).clamp_min(SEEN) + SMOOTH * (log_last - base).exp()
+    return torch.where(off > usual, off.log() + base, -math.inf)
 
 
 def _sum_by_row(log: Tensor, row: Tensor, rows: int) -> Tensor:
