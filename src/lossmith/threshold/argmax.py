@@ -6,6 +6,7 @@ operator, ``lossmith::argmax_log_prob``. Second derivatives are the reference's.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import warnings
@@ -141,34 +142,45 @@ def _forward_slots(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
     """What a job needs of the noise, and the arrays to keep alive for it."""
     made = tables_of(noise)
     assert made is not None
-    highest_of_equals = noises.by_key(noise).icdf(torch.tensor(1 - 1 / classes, dtype=torch.float64, device="cpu"))
-    numbers = np.array([made.high, made.hopeless, made.sure, float(highest_of_equals)])
-    arrays: list[NDArray[Any]] = [made.lowest, made.depth, numbers, *made.log_cdf, *made.log_prob]
+    law, rivals = noises.by_key(noise), classes - 1
+    levels = torch.tensor([1 - 1 / classes, math.exp(-1 / rivals)], dtype=torch.float64, device="cpu")
+    guess, edge = law.icdf(levels)
+    steepness = rivals * (law.log_prob(edge) - law.log_cdf(edge)).exp()
+    numbers = np.array([made.high, made.hopeless, made.sure, made.coarsest, float(guess), float(steepness)])
+    arrays = [*_flat_tables(noise)[:2], made.lowest, made.depth, numbers]
     return _kernels().slots(arrays), arrays
 
 
 @lru_cache(maxsize=64)
-def _backward_slots(noise: str) -> NDArray[np.int64]:
+def _backward_slots(noise: str) -> tuple[NDArray[np.int64], Any]:
+    arrays = _flat_tables(noise)[2:]
+    return _kernels().slots(arrays), arrays
+
+
+@lru_cache(maxsize=64)
+def _flat_tables(noise: str) -> list[NDArray[np.float32]]:
+    """The tables of all levels, one after the other."""
     made = tables_of(noise)
     assert made is not None
-    return _kernels().slots(made.slope)
+    kinds = made.log_cdf, made.log_prob, made.slope_by_cell, made.slope
+    return [np.concatenate([table.ravel() for table in levels]) for levels in kinds]
 
 
 def _run_forward(
     scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, *outputs: Tensor
 ) -> tuple[bool, bool]:
     """Whether a row was bad, and whether one is left to the reference."""
-    return _run(_kernels().forward_team, _forward_slots(noise, scores.shape[-1])[0], ignored, scores, target, scale, *outputs)
+    return _run(_kernels().forward_team, _forward_slots(noise, scores.shape[-1]), ignored, scores, target, scale, *outputs)
 
 
-def _run(function: Any, of_the_noise: NDArray[np.int64], ignored: int, *tensors: Tensor) -> tuple[bool, bool]:
+def _run(function: Any, of_the_noise: tuple[NDArray[np.int64], Any], ignored: int, *tensors: Tensor) -> tuple[bool, bool]:
     rows, classes = tensors[0].shape
     size = max(1, min(torch.get_num_threads(), rows, rows * (classes + 64) // WORTH))
     head = [0, -(-rows // (TURNS * size)), 0, 0, rows, classes, ignored]
     flat = [tensor.contiguous() for tensor in tensors]  # outputs are that already
     for tensor in flat:
-        head += (tensor.data_ptr(), tensor.numel(), 1, 1)
-    job = np.concatenate([np.array(head, np.int64), of_the_noise])
+        head += (tensor.data_ptr(), tensor.numel())
+    job = np.concatenate([np.array(head, np.int64), of_the_noise[0]])
     run_team(function.ctypes, function.address, job.ctypes.data, size)
     _, _, bad, hard = job[:4].tolist()
     return bad != 0, hard != 0
