@@ -144,10 +144,10 @@ def _forward_slots(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
     assert made is not None
     law, rivals = noises.by_key(noise), classes - 1
     levels = torch.tensor([1 - 1 / classes, math.exp(-1 / rivals)], dtype=torch.float64, device="cpu")
-    guess, edge = law.icdf(levels)
+    highest_of_equals, edge = law.icdf(levels)
     steepness = rivals * (law.log_prob(edge) - law.log_cdf(edge)).exp()
-    numbers = np.array([made.high, made.hopeless, made.sure, made.coarsest, float(guess), float(steepness)])
-    arrays = [*_flat_tables(noise)[:2], made.lowest, made.depth, numbers]
+    numbers = [made.high, made.hopeless, made.sure, made.coarsest, float(highest_of_equals), float(steepness)]
+    arrays = [*_flat_tables(noise)[:2], made.lowest, made.depth, np.array(numbers)]
     return _kernels().slots(arrays), arrays
 
 

@@ -11,9 +11,9 @@ import numba
 import numpy as np
 
 from lossmith.threshold.tables import CELL, FARTHEST, MOMENTS, WIDTH
+from lossmith.threshold.vectors import WHOLE, add_multiples, float_of
 
 FINE = 8  # fine cells a cell
-WHOLE = 32  # a loop of so many turns, or a multiple, is of whole vectors
 
 # Not "nnan" and "ninf": infinities are met.
 jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
@@ -46,10 +46,9 @@ def extremes_without(bits, first, last, own):
 
 
 @jit
-def number(key, bits, floats):
-    """The float32 of a key, by way of one place of memory that has both types."""
-    bits[0] = key ^ ((key >> np.int32(31)) & _SIGN)
-    return floats[0]
+def number(key):
+    """The float32 of a key."""
+    return float_of(np.int32(key ^ ((key >> np.int32(31)) & _SIGN)))
 
 
 @jit
@@ -255,36 +254,28 @@ def by_threshold(q, level):
 
 
 @jit
-def add_pieces(out, table, width, at, count, moments, cell, pitch):
-    """out_q += Σ_m moment_m · table_m(at + q), for one cell."""
-    w, at, c, p = np.uint64(width), np.uint64(at), np.uint64(cell), np.uint64(pitch)
-    m0, m1, m2 = moments[c], moments[c + p], moments[c + p + p]
-    c += p + p + p
-    m3, m4, m5 = moments[c], moments[c + p], moments[c + p + p]
-    for q in range(np.uint64(0), np.uint64(count)):
-        i = at + q
-        low = m0 * table[i] + m1 * table[i + w] + m2 * table[i + w + w]
-        i += w + w + w
-        out[q] += low + (m3 * table[i] + m4 * table[i + w] + m5 * table[i + w + w])
+def add_pieces(out, table, width, at, count, m, c, p):
+    """out_q += Σ_m moment_m · table_m(at + q), for the moments of cell c in ``m``, ``p`` apart."""
+    factors = (m[c], m[c + p], m[c + 2 * p], m[c + 3 * p], m[c + 4 * p], m[c + 5 * p])
+    for q in range(0, count, WHOLE):
+        i, w = at + q, width
+        add_multiples(out, q, table, (i, i + w, i + 2 * w, i + 3 * w, i + 4 * w, i + 5 * w), factors)
 
 
 @jit
-def add_two_pieces(out, table, width, at, other, count, moments, cell, second, pitch):
+def add_two_pieces(out, table, width, at, other, count, m, c, d, p):
     """As ``add_pieces``, two cells at a time."""
-    w, at, other = np.uint64(width), np.uint64(at), np.uint64(other)
-    c, d, p = np.uint64(cell), np.uint64(second), np.uint64(pitch)
-    m0, m1, m2, n0, n1, n2 = moments[c], moments[c + p], moments[c + p + p], moments[d], moments[d + p], moments[d + p + p]
-    c, d = c + p + p + p, d + p + p + p
-    m3, m4, m5, n3, n4, n5 = moments[c], moments[c + p], moments[c + p + p], moments[d], moments[d + p], moments[d + p + p]
-    for q in range(np.uint64(0), np.uint64(count)):
-        i, j = at + q, other + q
-        one = m0 * table[i] + m1 * table[i + w] + m2 * table[i + w + w]
-        two = n0 * table[j] + n1 * table[j + w] + n2 * table[j + w + w]
-        i += w + w + w
-        j += w + w + w
-        one += m3 * table[i] + m4 * table[i + w] + m5 * table[i + w + w]
-        two += n3 * table[j] + n4 * table[j + w] + n5 * table[j + w + w]
-        out[q] += one + two
+    factors = (
+        m[c], m[c + p], m[c + 2 * p], m[c + 3 * p], m[c + 4 * p], m[c + 5 * p],
+        m[d], m[d + p], m[d + 2 * p], m[d + 3 * p], m[d + 4 * p], m[d + 5 * p],
+    )  # fmt: skip
+    for q in range(0, count, WHOLE):
+        i, j, w = at + q, other + q, width
+        places = (
+            i, i + w, i + 2 * w, i + 3 * w, i + 4 * w, i + 5 * w,
+            j, j + w, j + 2 * w, j + 3 * w, j + 4 * w, j + 5 * w,
+        )  # fmt: skip
+        add_multiples(out, q, table, places, factors)
 
 
 @jit
@@ -315,28 +306,25 @@ def slope_at(table, level, start, count, weights, first, cell, s):
 
 
 @jit
-def _weigh(out, at, table, place, share, cells):
-    """out_(at + x) += Σ over eight thresholds of share · table(place + x), for each cell x."""
-    o = np.uint64(at)
-    a, b, c, d = np.uint64(place[0]), np.uint64(place[1]), np.uint64(place[2]), np.uint64(place[3])
-    e, f, g, h = np.uint64(place[4]), np.uint64(place[5]), np.uint64(place[6]), np.uint64(place[7])
-    wa, wb, wc, wd, we, wf, wg, wh = share[0], share[1], share[2], share[3], share[4], share[5], share[6], share[7]
-    for x in range(np.uint64(0), np.uint64(cells)):
-        one = wa * table[a + x] + wb * table[b + x] + wc * table[c + x] + wd * table[d + x]
-        out[o + x] += one + (we * table[e + x] + wf * table[f + x] + wg * table[g + x] + wh * table[h + x])
+def pieces_of(weights, first, table, level, start, count, factor, cells, pieces, pitch):
+    """The gradient in each cell as a polynomial in s: Σ_q factor · weight_q · table_m(u_q − x_c); 0 beyond ``cells``.
 
-
-@jit
-def pieces_of(weights, first, table, level, start, count, factor, cells, pieces, pitch, place, share):
-    """The gradient in each cell as a polynomial in s: Σ_q factor · weight_q · table_m(u_q − x_c); 0 beyond ``cells``."""
+    Eight thresholds at a time; ``weights`` are 0 from ``count`` to whole vectors.
+    """
     clear(pieces, 0, MOMENTS * pitch)
-    for eight in range(0, count, 8):
-        for k in range(8):
-            share[k] = factor * weights[first + eight + k] if eight + k < count else np.float32(0)
-            place[k] = by_threshold(start + min(eight + k, count - 1), level)
+    for k in range(0, count, 8):
+        q, w, f = start + k, first + k, factor
+        shares = (
+            f * weights[w], f * weights[w + 1], f * weights[w + 2], f * weights[w + 3],
+            f * weights[w + 4], f * weights[w + 5], f * weights[w + 6], f * weights[w + 7],
+        )  # fmt: skip
+        a, b, c, d = by_threshold(q, level), by_threshold(q + 1, level), by_threshold(q + 2, level), by_threshold(q + 3, level)
+        q += 4
+        e, g, h, i = by_threshold(q, level), by_threshold(q + 1, level), by_threshold(q + 2, level), by_threshold(q + 3, level)
         for m in range(MOMENTS):
-            _weigh(pieces, m * pitch, table, place, share, pitch)
-            for k in range(8):
-                place[k] += WIDTH
+            for x in range(0, pitch, WHOLE):
+                y = m * WIDTH + x
+                places = (a + y, b + y, c + y, d + y, e + y, g + y, h + y, i + y)
+                add_multiples(pieces, m * pitch + x, table, places, shares)
     for m in range(MOMENTS):
         clear(pieces, m * pitch + cells, (m + 1) * pitch)

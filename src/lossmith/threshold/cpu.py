@@ -7,14 +7,17 @@ classes are a cell each. Then
     p = h Σ_q f(u_q − t) e^{G(u_q)},        1 − p = h Σ_q f(u_q − t) (1 − e^{G(u_q)}),        u_q multiples of h,
 
 whichever is the smaller. The trapezoid rule converges geometrically on analytic integrands (Trefethen & Weideman, SIAM Review
-56(3), 2014). What many rivals make narrow is the edge of e^G, about exp(−e^{−u/β}), whose Fourier transform falls as
-exp(−(π/2)βω). No configuration of n rivals has a sharper one than n equals, 1/β = n r where n log F = −1; and where the target
-lies at G = −g, far behind, the integrand is narrower by √g. A first sum over thresholds ½ apart, or as near as the noise alone
-asks for, says where the integrand lives, and g; a second one there has a step of at most 0.7 β/√g, at which p was found within
-4e-7 and its slopes within 2e-6 for up to 100,000 rivals. The difference between even and odd thresholds, the error at twice the
-step, is watched for surprises. The gradient in a rival's score is −Σ_q w_q r(u_q − x_j) with w_q the share of u_q in p, summed
-over thresholds once a cell and read off at each class. A cell so far down that F is 1 at all thresholds is skipped, and so are
-blocks of classes that hold nothing nearer.
+56(3), 2014). What many rivals make narrow are edges of e^G, about exp(−e^{−u/β}), whose Fourier transform falls as
+exp(−(π/2)βω), and where the target lies at G = −g, far behind, an integrand narrower than they by √g. A first sum over
+thresholds ½ apart, or as near as the noise alone asks for, says where the integrand lives; the step h there follows from either
+of two sufficient conditions: h √g ≤ 0.7 β_n, with 1/β_n = n r where n log F = −1, since no n rivals have a sharper edge than n
+equals; or h √|G″| ≤ 0.65, an edge counting by the fourth root of the integrand at it. With each p was found within 8e-7 and its
+slopes within 1e-6, for normal noise, up to 100,000 rivals in one heap, in two, or scattered, and leads from −50 to 12. The
+difference between even and odd thresholds, the error at twice the step, is watched for surprises.
+
+The gradient in a rival's
+score is −Σ_q w_q r(u_q − x_j) with w_q the share of u_q in p, summed over thresholds once a cell and read off at each class. A
+cell so far down that F is 1 at all thresholds is skipped, and so are blocks of classes that hold nothing nearer.
 
 Kernels hold no lock and start no threads (``team``, ``threads``). Each row is computed by itself, so that the bits do not
 depend on the number of threads.
@@ -31,14 +34,12 @@ from lossmith.threshold.cells import (
     FINE,
     INFINITY,
     MINUS_INFINITY,
-    WHOLE,
     add_pieces,
     by_cell,
     clear,
     deposit,
     deposit_each,
     deposit_fine,
-    extremes,
     extremes_without,
     gather_fine,
     interleave,
@@ -55,18 +56,19 @@ from lossmith.threshold.cells import (
     whole,
 )
 from lossmith.threshold.tables import CELL, FARTHEST, LEVELS, MOMENTS, PACE
+from lossmith.threshold.vectors import WHOLE, float_of
 
 BLOCK = 512  # classes that are skipped, or not, together
 FEW = 48  # classes up to which each is a cell of its own
 MANY = 1 << 9  # classes from which on fine cells pay
 FLUSH = 1 << 15  # classes after which sums over fine cells, which lose digits, go to their cells
 MOST = 512  # thresholds at a time
-STEP = 0.7  # of the width of the edge
+BEND, NARROW = 0.65, 0.7  # most that h √|G″| and h √g / β may be
 RESOLVED = 1e-2  # difference of even and odd thresholds that is no surprise
 NOTHING = 1e-8  # of the highest term: thresholds below are left out
 MAX_CELLS = int(1.5 * FARTHEST / CELL)
 DONE, SURE, LOST, HARD = 0, 1, 2, 3  # what became of a row; HARD: it is left to the reference
-LEVEL, START, COUNT, CELLS, TOP, STATUS, COLUMNS = 0, 1, 2, 3, 4, 5, 6  # of ``where``; the strongest rival as bits
+LEVEL, START, COUNT, CELLS, TOP, STATUS, COLUMNS = 0, 1, 2, 3, 4, 5, 6  # of ``where``; the strongest rival as a key
 
 exact = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nsz", "contract"})  # (x + R) − R stays
 LOG2_E = np.float32(math.log2(math.e))
@@ -76,12 +78,11 @@ INVERSE_FACTORIALS = tuple(np.float32(1 / math.factorial(n)) for n in range(11))
 
 
 @exact
-def _exp_into(x, out, scratch, bits, count):
-    """e^x for x ≤ 80, to 1e-7; 0 below −86; ``bits`` are those of ``scratch``. No libm: so it becomes vector instructions."""
+def _exp_into(x, out, count):
+    """e^x for x ≤ 80, to 1e-7; 0 below −86. No libm, so that the loop becomes vector instructions."""
     for q in range(np.uint64(0), np.uint64(count)):
         y = max(x[q], np.float32(-86))
-        shifted = y * LOG2_E + ROUND
-        n = shifted - ROUND
+        n = (y * LOG2_E + ROUND) - ROUND
         r = (y - n * LN2_HIGH) - n * LN2_LOW
         p = INVERSE_FACTORIALS[7]
         p = p * r + INVERSE_FACTORIALS[6]
@@ -90,12 +91,8 @@ def _exp_into(x, out, scratch, bits, count):
         p = p * r + INVERSE_FACTORIALS[3]
         p = p * r + INVERSE_FACTORIALS[2]
         p = p * r + np.float32(1)
-        scratch[q] = shifted
-        out[q] = p * r + np.float32(1) if x[q] > np.float32(-86) else np.float32(0)
-    for q in range(np.uint64(0), np.uint64(count)):
-        bits[q] = (bits[q] + np.int32(127)) << np.int32(23)  # n stands in the low bits
-    for q in range(np.uint64(0), np.uint64(count)):
-        out[q] = out[q] * scratch[q]
+        p = (p * r + np.float32(1)) * float_of((np.int32(n) + np.int32(127)) << np.int32(23))
+        out[q] = p if x[q] > np.float32(-86) else np.float32(0)
 
 
 @jit
@@ -129,15 +126,19 @@ def _sums(terms, count):
 
 
 @jit
-def _wanted(sums, exponent, count, steepness, level):
-    """The level from ``level`` on whose step resolves an edge as steep as that, where the integrand is highest."""
-    best = 0
-    for q in range(1, count):
-        best = q if exponent[q] > exponent[best] else best
-    steepness *= np.sqrt(max(-float(sums[best]), 1.0))
-    while steepness * 0.5 ** (1 + level) > STEP and level < LEVELS:
-        level += 1
-    return level
+def _roughness(sums, exponent, above, steepness, h, count):
+    """How many times too wide the step h is; ``exponent`` is 0 where f e^G is highest, ``above`` nats over the terms there."""
+    bend, g = np.float32(0), np.float32(0)
+    for q in range(np.uint64(1), np.uint64(count - 1)):
+        weight = max(min(exponent[q] + above, np.float32(0)) * np.float32(1 / 32) + np.float32(1), np.float32(0))
+        weight *= weight
+        weight *= weight
+        weight *= weight  # about exp(x / 4)
+        x = abs(sums[q - np.uint64(1)] + sums[q + np.uint64(1)] - np.float32(2) * sums[q]) * weight
+        bend = x if x > bend else bend
+        x = -sums[q] if exponent[q] >= np.float32(0) else np.float32(0)
+        g = x if x > g else g
+    return min(np.sqrt(float(bend)) / BEND, h * steepness * np.sqrt(max(float(g), 1.0)) / NARROW)
 
 
 @jit
@@ -179,11 +180,10 @@ def forward(
 ):
     """Rows first_row … last_row: log p, the thresholds' weights for ``backward``, and what became of each.
 
-    scores (B · C,) float32 and the same as int32 bits; target (B,) int64, ``ignored`` where nothing is asked; scale (B,) or (1,)
-    float32; tables and entries of ``Tables``; ``guess``: the quantile 1 − 1/C; ``steepness``: 1/β for C − 1
-    equals. out (B,) float32; weights (B · most,) float32,
-    zeros; where (B, COLUMNS) int32. Returns two flags: whether a row holds NaN, +inf or nothing but −inf, or a target is none;
-    and whether a row is HARD.
+    scores (B · C,) float32 and the same as int32 bits; target (B,) int64, ``ignored`` where nothing is asked; scale (B,) or
+    (1,) float32; tables and entries of ``Tables``; ``guess``: the quantile 1 − 1/C; ``steepness``: 1/β of C − 1 rivals. out
+    (B,) float32; weights (B · most,) float32, zeros; where (B, COLUMNS) int32. Returns two flags: whether a row holds NaN,
+    +inf or nothing but −inf, or a target is none; and whether a row is HARD.
     """
     many = C >= MANY
     moments = np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
@@ -191,11 +191,9 @@ def forward(
     blocks = np.empty(C // BLOCK + 1, np.int32)
     place, within = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
     sums, logs, exponent = np.empty(MOST, np.float32), np.empty(MOST, np.float32), np.empty(MOST, np.float32)
-    product, terms, scratch = np.empty(MOST, np.float32), np.empty(MOST, np.float32), np.empty(MOST, np.float32)
+    product, terms = np.empty(MOST, np.float32), np.empty(MOST, np.float32)
     occupied, slots = np.empty(MAX_CELLS, np.int32), np.empty(MAX_CELLS, np.int32)
     powers = np.empty(MOMENTS, np.float32)
-    scratch_bits, key = scratch.view(np.int32), np.empty(1, np.int32)
-    key_number = key.view(np.float32)
     bad, hard = False, False
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
@@ -208,8 +206,7 @@ def forward(
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
         high_key, low_key = _strongest(bits, base, C, y, blocks)
         own = scores[base + y]
-        bottom_score, top = float(number(low_key, key, key_number)), number(high_key, key, key_number)
-        top_bits = key[0]
+        bottom_score, top = float(number(low_key)), number(high_key)
         if high_key >= INFINITY or low_key < MINUS_INFINITY or not own < np.inf or (top == -np.inf and own == -np.inf):
             bad = True
             continue
@@ -244,7 +241,7 @@ def forward(
             cut = float(top) - cells * CELL / inverse
             since = 0
             for block in range((C + BLOCK - 1) // BLOCK):
-                if float(number(blocks[block], key, key_number)) > cut:
+                if float(number(blocks[block])) > cut:
                     first = block * BLOCK
                     last = min(first + BLOCK, C)
                     locate(scores, base + first, base + last, top, per_cell, cells * FINE if many else cells, place, within)
@@ -272,7 +269,7 @@ def forward(
         for m in range(1, MOMENTS):
             powers[m] = powers[m - 1] * np.float32(2 * (own_cell + t / CELL) + 1)
         reach = max(t, guess, 0.0) + high
-        level, wanted = coarsest, -1
+        level, first_time = coarsest, True
         start = int(np.floor(bottom * (2 << level)))
         count = min(whole(int(np.ceil(reach * (2 << level))) - start + 1), MOST)
         complement = False
@@ -287,18 +284,15 @@ def forward(
                 x = logs[q] + sums[q]
                 exponent[q] = x
                 peak = x if x > peak else peak
-            first_time = wanted < 0
-            if first_time:
-                wanted = _wanted(sums, exponent, count, steepness, level)
             for q in range(np.uint64(0), np.uint64(count)):
                 exponent[q] -= peak
-            _exp_into(exponent, product, scratch, scratch_bits, count)  # f e^G, in units of its peak
+            _exp_into(exponent, product, count)  # f e^G, in units of its peak
             even, odd, biggest = _sums(product, count)
             if first_time and t > 0:
                 complement = np.log(h * (even + odd)) + float(peak) > -0.6931
             if complement:
-                _exp_into(sums, exponent, scratch, scratch_bits, count)
-                _exp_into(logs, terms, scratch, scratch_bits, count)
+                _exp_into(sums, exponent, count)
+                _exp_into(logs, terms, count)
                 _times_one_minus_exp(sums, exponent, terms, count)
                 even, odd, biggest = _sums(terms, count)
                 chosen = terms
@@ -312,10 +306,14 @@ def forward(
                 begin += 1
             while end > begin and chosen[end] < least:
                 end -= 1
-            if level >= wanted and difference <= RESOLVED:
+            above = np.float32(float(peak) - np.log(max(float(biggest), 1e-37)) if complement else 0.0)
+            rough = _roughness(sums, exponent, above, steepness, h, count)
+            if rough <= 1 and difference <= RESOLVED:
                 state = DONE if end - begin < most else HARD
                 break
-            finer = max(wanted - level, 1)
+            finer, first_time = 1, False
+            while rough > 2.0**finer and finer < LEVELS:
+                finer += 1
             wider = max(begin - 1, 0)
             start = (start + wider) << finer
             count = min(whole(((min(end + 1, count - 1) - wider) << finer) + 1), MOST)
@@ -332,33 +330,30 @@ def forward(
             for q in range(begin, end + 1):
                 weights[b * most + q - begin] = product[q] * share
             where[b, LEVEL], where[b, START], where[b, COUNT], where[b, CELLS] = level, start + begin, end - begin + 1, used
-            where[b, TOP] = top_bits
+            where[b, TOP] = high_key
         clear(moments, 0, MOMENTS * pitch)
     return bad, hard
 
 
 @jit
 def backward(
-    scores, bits, target, scale, slope_by_cell, slope, upstream, weights, most, where, tops, grad, C, first_row, last_row
+    scores, bits, target, scale, slope_by_cell, slope, upstream, weights, most, where, grad, C, first_row, last_row
 ):  # fmt: skip
     """Rows first_row … last_row of the gradient in the scores; zeros where ``forward`` was not DONE.
 
-    ``tops`` is ``where`` as float32, the others are as for ``forward``; upstream (B,) and grad (B · C,) are float32.
+    Arguments are as for ``forward``; upstream (B,) and grad (B · C,) are float32.
     """
     many = C >= MANY
     pieces = np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
     fine = np.zeros((MAX_CELLS + WHOLE) * FINE * 3 if many else 1, np.float32)
-    eight, share = np.zeros(8, np.int64), np.zeros(8, np.float32)
     place, within = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
-    key = np.empty(1, np.int32)
-    key_number = key.view(np.float32)
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
         if where[b, STATUS] != DONE or upstream[b] == 0:
             clear(grad, base, base + C)
             continue
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
-        top, per_cell = tops[b, TOP], np.float32(inverse / CELL * (FINE if many else 1))
+        top, per_cell = number(where[b, TOP]), np.float32(inverse / CELL * (FINE if many else 1))
         level, start, count, cells = where[b, LEVEL], where[b, START], where[b, COUNT], where[b, CELLS]
         factor = np.float32(-float(upstream[b]) * inverse)
         rest = 0.0
@@ -374,7 +369,7 @@ def backward(
             grad[base + y] = -rest
             continue
         pitch = whole(cells + 1)
-        pieces_of(weights, b * most, slope, level, start, count, factor, cells, pieces, pitch, eight, share)
+        pieces_of(weights, b * most, slope, level, start, count, factor, cells, pieces, pitch)
         if many:
             spread_fine(pieces, fine, pitch)
         cut = float(top) - cells * CELL / inverse
@@ -382,7 +377,7 @@ def backward(
             last = min(first + BLOCK, C)
             if many:
                 up, _ = extremes_without(bits, base + first, base + last, base + y)
-                if float(number(up, key, key_number)) <= cut:
+                if float(number(up)) <= cut:
                     clear(grad, base + first, base + last)
                     continue
             locate(scores, base + first, base + last, top, per_cell, cells * FINE if many else cells, place, within)

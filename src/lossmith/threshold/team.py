@@ -92,7 +92,7 @@ def backward_team(data):
     scores, bits = _array(job, 0, np.float32), _array(job, 0, np.int32)
     target, scale, upstream = _array(job, 1, np.int64), _array(job, 2, np.float32), _array(job, 3, np.float32)
     weights, grad = _array(job, 4, np.float32), _array(job, 6, np.float32)
-    where, tops = _array(job, 5, np.int32).reshape(B, COLUMNS), _array(job, 5, np.float32).reshape(B, COLUMNS)
+    where = _array(job, 5, np.int32).reshape(B, COLUMNS)
     slope_by_cell, slope = _array(job, 7, np.float32), _array(job, 8, np.float32)
     while True:
         first = _take(job.ctypes.data + 8 * NEXT, job[TURN])
@@ -100,7 +100,7 @@ def backward_team(data):
             return
         last = min(first + job[TURN], B)
         backward(
-            scores, bits, target, scale, slope_by_cell, slope, upstream, weights, len(weights) // B, where, tops, grad, C,
+            scores, bits, target, scale, slope_by_cell, slope, upstream, weights, len(weights) // B, where, grad, C,
             first, last,
         )  # fmt: skip
 
