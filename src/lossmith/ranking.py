@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.noise import Noise
-from lossmith.threshold import pairs, precision
+from lossmith.threshold import auc, pairs, precision
 from lossmith.threshold.pairs import Weighted
 
 MOST_UNITS = 1e15  # beyond, float64 cannot tell scores one unit of noise apart
@@ -61,14 +61,24 @@ def expected_auc(
     tensor(0.6658)
     """
     distribution = noises.get(noise)
+
+    def plain(s: Tensor, positive: Tensor, sigma: float | Tensor, w: Tensor | None) -> Tensor:
+        w = torch.ones_like(s, dtype=torch.float64) if w is None else w
+        x = _in_units(s, sigma)
+        winners, losers = Weighted(x[positive], w[positive]), Weighted(x[~positive], w[~positive])
+        most = pairs.total(winners.weight) * pairs.total(losers.weight)
+        return pairs.expected_wins(winners, losers, distribution) / most
+
+    found = auc.by_kernel(scores, target, distribution, scale, weight, plain)
+    if isinstance(found, Tensor):
+        return found.to(scores.dtype)
     positive = _checked_labels(scores, target)
     if bool(positive.all()):
         raise ValueError("target: expected at least one 0 (a negative), got none; AUC compares positives with negatives")
-    w = torch.ones_like(scores, dtype=torch.float64) if weight is None else _checked_weight(weight, positive)
-    x = _in_units(scores, scale)
-    winners, losers = Weighted(x[positive], w[positive]), Weighted(x[~positive], w[~positive])
-    most = pairs.total(winners.weight) * pairs.total(losers.weight)
-    return (pairs.expected_wins(winners, losers, distribution) / most).to(scores.dtype)
+    w = None if weight is None else _checked_weight(weight, positive)
+    result = plain(scores, positive, scale, w)
+    auc.refuse(found)
+    return result.to(scores.dtype)
 
 
 def expected_average_precision(

@@ -48,7 +48,8 @@ def expected_wins(winners: Weighted, losers: Weighted, noise: Noise) -> Tensor:
         ValueError: the noise has kinks and no formula in ``LOST_BY_HIGHER``, or it is too rough for the panels.
     """
     if not noise.kinks:
-        return _wins_by_panels(winners, losers, noise)
+        width = panel_width(noise)
+        return wins_of_panels(Panels.of(winners, width), Panels.of(losers, width), noise, width)
     for kind, lost in LOST_BY_HIGHER.items():
         if isinstance(noise, kind):
             return _wins_by_rank(winners, losers, lost)
@@ -202,9 +203,8 @@ class Panels(NamedTuple):
         return Panels(place, result)
 
 
-def _wins_by_panels(winners: Weighted, losers: Weighted, noise: Noise) -> Tensor:
-    width = panel_width(noise)
-    high, low = Panels.of(winners, width), Panels.of(losers, width)
+def wins_of_panels(high: Panels, low: Panels, noise: Noise, width: float) -> Tensor:
+    """Σ_ij u_i v_j H(x_i − y_j), a scalar, for winners and losers in panels of that width."""
     wins = _certain_wins(high, low) + _corrections(high, low, _kernels(noise, width, 0, NEAR))
     while _spread(high, low) > NEAR and not _is_certain(NEAR * width, noise):
         wins = wins + _corrections(high, low, _kernels(noise, width, NEAR + 1, 2 * NEAR + 1))
