@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from lossmith.noise import Exponential, Laplace, Noise, Uniform
 from lossmith.threshold import pairs
-from lossmith.threshold.pairs import TERMS, Panels
+from lossmith.threshold.pairs import TERMS
 from lossmith.threshold.select import asked, broken, record
 from lossmith.threshold.threads import announced, run_team
 
@@ -124,7 +124,7 @@ def _obstacle(scores: Tensor, target: Tensor, scale: float | Tensor, weight: Ten
 @lru_cache(maxsize=1)
 def _kernels() -> Any:
     with announced():
-        from lossmith.threshold import pair_team
+        from lossmith.threshold import pair_panels, pair_team  # noqa: F401
     return pair_team
 
 
@@ -191,35 +191,79 @@ def _gradients(samples: Samples, kept: tuple[Array, ...], upstream: float, by_we
 
 
 @lru_cache(maxsize=1)
-def _powers() -> Tensor:
+def _powers() -> Array:
     """T_k as coefficients of powers, (TERMS, TERMS)."""
     rows = [np.polynomial.chebyshev.cheb2poly([0.0] * k + [1.0]) for k in range(TERMS)]
-    with torch.inference_mode(False):
-        return torch.from_numpy(np.stack([np.pad(row, (0, TERMS - len(row))) for row in rows]))
+    return np.stack([np.pad(row, (0, TERMS - len(row))) for row in rows])
+
+
+@lru_cache(maxsize=512)
+def _matrices(noise: Noise, width: float, nearest: int, farthest: int) -> tuple[Array, Array, Array]:
+    """Distances, and the matrices of ``pairs`` for them with their transposes."""
+    kernels = pairs.kernels(noise, width, nearest, farthest)
+    stacked = np.stack([kernel.numpy() for kernel in kernels.values()])
+    return np.array(list(kernels), np.int64), stacked, np.ascontiguousarray(stacked.transpose(0, 2, 1))
 
 
 def _by_panels(samples: Samples, noise: Noise, differentiate: bool) -> tuple[float, tuple[Array, ...]]:
     """Kept: the gradient in the sums of each panel, (2 · panels, TERMS), the coefficients of powers of t."""
+    from lossmith.threshold.pair_panels import transform
+
     scores, side, weight, numbers, _, panels = samples
     n, size = len(scores), 2 * panels * TERMS
     chunk = max(_chunk(n), size)  # each chunk has sums of its own: together no more than the scores
-    chunks = -(-n // chunk)
-    sums, touched = np.zeros((chunks, size)), np.zeros(2 * panels, np.uint8)
-    arrays = [scores, side, weight, numbers, sums, np.zeros_like(sums), touched]
+    sums = np.zeros((-(-n // chunk), size))
+    arrays = [scores, side, weight, numbers, sums, np.zeros_like(sums)]
     _run(_kernels().deposit_team, n, chunk, arrays, panels=panels, wide=scores.dtype == np.float64)
     summed = sums[0]
     for more in sums[1:]:
         summed += more
-    places = [np.flatnonzero(part) for part in touched.reshape(2, panels)]
-    with torch.inference_mode(False), torch.set_grad_enabled(differentiate):
-        leaf = torch.from_numpy(summed.reshape(2, panels, TERMS)).requires_grad_(differentiate)
-        own = [torch.from_numpy(place) for place in places]
-        # Chebyshev moments are small differences of large powers where k is high, but there H has next to nothing.
-        high, low = (Panels(place, leaf[k][place] @ _powers().T) for k, place in enumerate(own))
-        most = pairs.total(high.moments[:, 0]) * pairs.total(low.moments[:, 0])
-        auc = pairs.wins_of_panels(high, low, noise, 1 / float(numbers[2])) / most
-        kept = (torch.autograd.grad(auc, leaf)[0].numpy().reshape(-1, TERMS),) if differentiate else ()
-        return float(auc.detach()), kept
+    # Chebyshev moments are small differences of large powers where k is high, but there H has next to nothing.
+    moments, powers = np.zeros((2 * panels, TERMS)), _powers()
+    transform(moments, summed.reshape(-1, TERMS), np.ascontiguousarray(powers.T)[None])
+    high, low = moments[:panels], moments[panels:]
+    by_high, by_low = _potentials(high, low, int(numbers[3]), noise, 1 / float(numbers[2]))
+    winners, losers = float(high[:, 0].sum()), float(low[:, 0].sum())
+    auc = float((high * by_high).sum()) / (winners * losers)
+    if not differentiate:
+        return auc, ()
+    by = np.concatenate([by_high, by_low]) / (winners * losers)
+    by[:panels, 0] -= auc / winners
+    by[panels:, 0] -= auc / losers
+    coefficients = np.zeros_like(by)
+    transform(coefficients, by, powers[None])
+    return auc, (coefficients,)
+
+
+def _potentials(high: Array, low: Array, start: int, noise: Noise, width: float) -> tuple[Array, Array]:
+    """``pairs.wins_of_panels`` differentiated in the moments of either side, all (panels, TERMS), the first at ``start``."""
+    from lossmith.threshold.pair_panels import gather, interact, scatter
+
+    near, panels = pairs.NEAR, len(high)
+    by_high, by_low = np.zeros_like(high), np.zeros_like(low)
+    # As counted: 1 against panels further down than those near, ½ against those.
+    lower, higher = (np.pad(part[:, 0].cumsum(), (1, 0)) for part in (low, high))
+    begin, end = (np.clip(np.arange(panels) + shift, 0, panels) for shift in (-near, near + 1))
+    by_high[:, 0] = (lower[begin] + lower[end]) / 2
+    by_low[:, 0] = higher[-1] - (higher[begin] + higher[end]) / 2
+    interact(high, low, by_high, by_low, start, near, *_matrices(noise, width, 0, near))
+    levels = []
+    halves = pairs.halves().numpy()
+    level = high, low, by_high, by_low
+    while len(level[0]) - 1 > near and not pairs.is_certain(near * width, noise):
+        interact(*level, start, near, *_matrices(noise, width, near + 1, 2 * near + 1))
+        levels.append((level, start))
+        parents = ((start + len(level[0]) - 1) >> 1) - (start >> 1) + 1
+        coarse = [np.zeros((parents, TERMS)) for _ in range(4)]
+        for whole, part in zip(coarse[:2], level[:2], strict=True):
+            gather(whole, part, start, halves)
+        level, start, width = (coarse[0], coarse[1], coarse[2], coarse[3]), start >> 1, 2 * width
+    transposed = np.ascontiguousarray(halves.transpose(0, 2, 1))
+    for finer, finer_start in reversed(levels):
+        for part, whole in zip(finer[2:], level[2:], strict=True):
+            scatter(part, whole, finer_start, transposed)
+        level = finer
+    return by_high, by_low
 
 
 def _read_off(samples: Samples, kept: tuple[Array, ...], upstream: float) -> tuple[Any, list[Array]]:

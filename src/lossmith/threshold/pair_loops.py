@@ -50,7 +50,7 @@ def survey(scores, target, weight, side, found, first, last):
 
 
 @jit
-def deposit(scores, side, weight, numbers, panels, sums, fine, touched, first, last):
+def deposit(scores, side, weight, numbers, panels, sums, fine, first, last):
     """Add Σ w t^k to (2, panels, POWERS) sums, the winners' (side 1) first, by way of ``fine`` sums of few terms."""
     origin, scale, per_width, start = numbers[0], numbers[1], numbers[2], numbers[3]
     # Emptying the fine sums costs 32 additions a panel: done more rarely if there are many, which then get fewer scores each.
@@ -63,7 +63,6 @@ def deposit(scores, side, weight, numbers, panels, sums, fine, touched, first, l
             panel = math.floor(y)
             t = 2 * (y - panel) - 1
             place = np.uint64(np.int64(panel - start) + (0 if side[i] else panels))
-            touched[place] = 1
             at = place * np.uint64(POWERS)
             w = weight[i] if weight.size else 1.0
             square = t * t

@@ -63,11 +63,11 @@ def survey_team(data):
 
 @team_function
 def deposit_team(data):
-    """Slots: …, sums (chunks, 2 · panels · POWERS), as many to work in, touched (2 · panels); PANELS in the job."""
-    job = numba.carray(data, (ARRAYS + 7 * SLOTS,), np.int64)
+    """Slots: …, sums (chunks, 2 · panels · POWERS), as many to work in; PANELS in the job."""
+    job = numba.carray(data, (ARRAYS + 6 * SLOTS,), np.int64)
     single, double = array(job, 0, np.float32), array(job, 0, np.float64)
     side, weight, numbers = array(job, 1, np.uint8), array(job, 2, np.float64), array(job, 3, np.float64)
-    sums, fine, touched = array(job, 4, np.float64), array(job, 5, np.float64), array(job, 6, np.uint8)
+    sums, fine = array(job, 4, np.float64), array(job, 5, np.float64)
     panels = job[PANELS]
     size = 2 * panels * POWERS
     while True:
@@ -77,9 +77,9 @@ def deposit_team(data):
         own = sums[chunk * size : (chunk + 1) * size]
         work = fine[chunk * size : (chunk + 1) * size]
         if job[WIDE]:
-            deposit(double, side, weight, numbers, panels, own, work, touched, first, last)
+            deposit(double, side, weight, numbers, panels, own, work, first, last)
         else:
-            deposit(single, side, weight, numbers, panels, own, work, touched, first, last)
+            deposit(single, side, weight, numbers, panels, own, work, first, last)
 
 
 @team_function
