@@ -50,8 +50,10 @@ def expected_auc(
     Range: computed in float64 for every dtype; value within 1e-14 of the double sum, and the gradient in a score within 1e-11
     of the sample's share of its class, for scores that span up to 1e15 scales. A score enters as score / scale, with the
     rounding of that quotient.
-    Cost: O(n log n) for a sort and O(16 · n) for the rest, in time and memory; the first call with Student's t, logistic or
-    one's own noise computes tables of H, the more the wider the scores spread.
+    Cost: O(16 · n) in time; with kinks, a sort and O(n). On the CPU by kernels of their own, unless the scores span more than
+    n / 8 + 4096 panels of about a scale; second derivatives, other devices and torch.func in plain torch, O(n log n) in time
+    and O(16 · n) in memory. The first call with Student's t, logistic or one's own noise computes tables of H, the more the
+    wider the scores spread. The first call of all compiles the kernels.
     Source: for H, Thurstone (1927); for the sums, see ``lossmith.threshold.pairs``.
 
     >>> scores, target = torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1])

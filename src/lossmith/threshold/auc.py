@@ -133,7 +133,8 @@ def _run(function: Any, n: int, chunk: int, arrays: list[Array], panels: int = 0
 
     head = np.array([0, 1, n, chunk, panels, kind, wide], np.int64)
     job = np.concatenate([head, slots(arrays)])
-    size = max(1, min(torch.get_num_threads(), -(-n // chunk)))
+    # Two directions of few scores are one thread's work.
+    size = max(1, min(torch.get_num_threads(), -(-n // chunk) if arrays[0].size > CHUNK else 1))
     run_team(function.ctypes, function.address, job.ctypes.data, size)
 
 
