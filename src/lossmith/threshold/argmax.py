@@ -7,8 +7,6 @@ operator, ``lossmith::argmax_log_prob``. Second derivatives are the reference's.
 from __future__ import annotations
 
 import math
-import sys
-import threading
 import warnings
 from functools import lru_cache
 from typing import Any
@@ -23,7 +21,7 @@ from lossmith.checks import check_score_values, check_target_values
 from lossmith.noise import Noise
 from lossmith.threshold import reference
 from lossmith.threshold.select import broken, choose, obstacle, record, tables_of
-from lossmith.threshold.threads import apart, run_team
+from lossmith.threshold.threads import announced, apart, run_team
 
 NO_TARGET = -(1 << 63)  # as the target to ignore: none
 STATUS, COLUMNS, SURE, HARD = 5, 6, 1, 3  # as in ``cpu``, which is loaded late
@@ -126,14 +124,8 @@ def _outputs(scores: Tensor, noise: str) -> tuple[Tensor, Tensor, Tensor]:
 @lru_cache(maxsize=1)
 def _kernels() -> Any:
     """The module ``team``. Its first import on a machine compiles, which is announced; numba keeps the result on disk."""
-    message = "lossmith: compiling its kernels for this CPU, once; about half a minute"
-    notice = threading.Timer(2.0, lambda: print(message, file=sys.stderr, flush=True))
-    notice.daemon = True
-    notice.start()
-    try:
+    with announced():
         from lossmith.threshold import team
-    finally:
-        notice.cancel()
     return team
 
 

@@ -27,6 +27,8 @@ broken: dict[str, str] = {}  # kernels that failed, and how
 def last_kernel() -> str | None:
     """What computed the latest ``argmax_log_prob`` of this thread: "cpu", "reference" or "closed form"; None before the first.
 
+    ``expected_auc`` counts as well.
+
     A row the fast kernel passes on (a target more than some 60 scales behind) is computed by the reference and not recorded.
     """
     return getattr(_state, "last", None)
@@ -57,15 +59,21 @@ def use_kernel(name: str) -> Iterator[None]:
         _state.asked = before
 
 
+def asked() -> str | None:
+    """The kernel that ``use_kernel`` names; None outside."""
+    name: str | None = getattr(_state, "asked", None)
+    return name
+
+
 def choose(scores: Tensor, noise: Noise) -> str:
     """The kernel for scores (rows, C) in the type they are computed in."""
     against = obstacle(scores, noise)
-    asked = getattr(_state, "asked", None)
-    if asked is None:
+    name = asked()
+    if name is None:
         return "reference" if against else "cpu"
-    if asked == "cpu" and against:
+    if name == "cpu" and against:
         raise ValueError(f"kernel: 'cpu' cannot serve this call ({against}); expected one of: reference")
-    return str(asked)
+    return name
 
 
 def obstacle(scores: Tensor, noise: Noise) -> str:
