@@ -109,13 +109,12 @@ def test_random_rows(classes: int, noise: Noise, large_tiles: None) -> None:
 
 
 @runs
-@pytest.mark.parametrize(("classes", "rows"), [(1000, 3), (5000, 1)])
+@pytest.mark.parametrize(("classes", "rows"), [(1000, 2), (5000, 1)])
 def test_rows_of_many_classes(classes: int, rows: int, large_tiles: None) -> None:
-    for spread in (0.0, 2.0):
-        assert_right(*scores_of(rows, classes, spread))
-    behind = torch.zeros(1, classes)
+    assert_right(*scores_of(rows, classes, 1.0))
+    behind = torch.zeros(2, classes)
     behind[0, 7] = -20.0  # the integrand is a tenth of a scale wide: the step has to follow
-    assert_right(behind, torch.tensor([7]))
+    assert_right(behind, torch.tensor([7, 7]))
 
 
 @runs
@@ -322,6 +321,11 @@ def test_a_kernel_that_fails_falls_back_and_says_so(monkeypatch: pytest.MonkeyPa
     def fails(*_: object) -> None:
         raise OSError("no such instruction")
 
+    def both(leaf: Tensor) -> Tensor:
+        log_p = argmax_log_prob(leaf, target)
+        torch.testing.assert_close(log_p.detach().cpu(), expected[0], rtol=1e-5, atol=1e-6)
+        return torch.autograd.grad(log_p.sum(), leaf)[0]
+
     leaf = scores.clone().requires_grad_()
     message = r"^kernel 'cuda' failed \(OSError: no such instruction\); the reference runs instead$"
     for way in ("backward", "forward"):
@@ -329,10 +333,8 @@ def test_a_kernel_that_fails_falls_back_and_says_so(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(argmax, "broken", select.broken)
         monkeypatch.setattr(cuda, way, fails)
         with pytest.warns(RuntimeWarning, match=message):
-            log_p = argmax_log_prob(leaf, target)
-            (grad,) = torch.autograd.grad(log_p.sum(), leaf)
+            grad = both(leaf)
         assert lossmith.last_kernel() == ("cuda" if way == "backward" else "reference")
-        torch.testing.assert_close(log_p.detach().cpu(), expected[0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(grad.cpu(), expected[1], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="it failed before: OSError"):
         run(scores, target)

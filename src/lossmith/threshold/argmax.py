@@ -272,7 +272,8 @@ def _of_inputs(ctx: Any, grad: Tensor, scores: Tensor, scale: Tensor) -> tuple[T
 class _PlainValue(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output, ctx.hard = _value(*inputs, fast_kernel(inputs[0]))
+        scores, target, scale, noise, ignored = inputs
+        output, ctx.hard = _value(scores, target, scale, noise, ignored, fast_kernel(scores))
         _Value.setup_context(ctx, inputs, output)
         return output
 

@@ -15,14 +15,14 @@ whose even and odd thresholds disagree (RESOLVED) read once more for each halvin
 so far below that F is 1 at all thresholds are passed over, and so are blocks of nothing else. Rows of ignored targets are not
 read.
 
-**Waits.** Rows that the tables cannot serve (``HARD``: a target some 60 scales behind and more) go to the reference, and whether
+**Waits.** Rows that the tables cannot serve (HARD: a target some 60 scales behind and more) go to the reference, and whether
 there are any has to be known on the host: forward waits for the device once. Under torch.compile it waits once more, in
 backward. A CUDA graph cannot be captured: that would leave such rows wrong.
 
 **Bad values.** A row that holds NaN, +inf or nothing but −inf, or whose target is no class, gives NaN and a gradient of NaN.
 
-**Measured.** Under Triton's interpreter, on the CPU, against the reference in float64: see ``tests/test_cuda.py``. These kernels
-have not run on a GPU yet; nothing is known of their speed, nor whether the sizes of the tiles are good ones.
+**Measured.** Under Triton's interpreter, on the CPU, against the reference in float64 (``tests/test_cuda.py``). Compiled for
+compute capability 9.0 they spill no registers; they have not run on a GPU yet, and nothing is known of their speed.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ MOST = 96  # thresholds kept for backward up to which fewer are computed at a ti
 DONE, SURE, LOST, HARD, BAD = 0, 1, 2, 3, 4  # what became of a row, as in ``cpu``; BAD: a value that cannot be
 LEVEL, START, COUNT, CELLS, TOP, STATUS, COLUMNS = 0, 1, 2, 3, 4, 5, 6  # of ``where``, as in ``cpu``
 
-# What stands in kernels has to be known when they are compiled.
-_CELL, _FARTHEST, _PACE, _LEVELS = (tl.constexpr(x) for x in (CELL, FARTHEST, PACE, LEVELS))
+# What stands in kernels has to be known when they are compiled. Triton 3.7's interpreter wants constants right of tensors.
+_CELL, _FARTHEST, _PACE, _FINEST = (tl.constexpr(x) for x in (CELL, FARTHEST, PACE, LEVELS - 1))
 _WIDTH = tl.constexpr(round((FARTHEST + ABOVE) / CELL))  # entries of a table whose step is a cell
 _ORIGIN, _MAX_CELLS = tl.constexpr(int(FARTHEST)), tl.constexpr(int(1.5 * FARTHEST / CELL))
 _SIZE = tl.constexpr(MOMENTS * round((FARTHEST + ABOVE) / CELL))
@@ -210,16 +210,16 @@ def _by_cell(pieces: Table, like: Table) -> Tensor:
 @triton.jit
 def _width(level):
     """Entries of a table's row at a level."""
-    return (_WIDTH << level) >> 2
+    return ((1 << level) * _WIDTH) >> 2
 
 
 @triton.jit
 def _place(c, level):
     """Where in the joined tables the threshold 0 stands, seen from cell c: its level, its phase, its place."""
     coarse, fine = tl.maximum(2 - level, 0), tl.maximum(level - 2, 0)
-    before = _SIZE * (tl.minimum(level, 2) + (1 << fine) - 1)
+    before = (tl.minimum(level, 2) + (1 << fine) - 1) * _SIZE
     phase = c & ((1 << coarse) - 1)
-    return before + phase * (_SIZE >> coarse) + ((c >> coarse) << fine) + _ORIGIN * (2 << level)
+    return before + ((phase * _SIZE) >> coarse) + ((c >> coarse) << fine) + (2 << level) * _ORIGIN
 
 
 @triton.jit
@@ -346,12 +346,12 @@ def _forward(
         even = tl.sum(tl.where(q % 2 == 0, terms, 0.0), 0)
         odd = tl.sum(tl.where(q % 2 == 1, terms, 0.0), 0)
         whole = even + odd
-        counts = terms >= _NOTHING * tl.max(terms, 0)
+        counts = terms >= tl.max(terms, 0) * _NOTHING
         begin, end = tl.min(tl.where(counts, q, Q), 0), tl.max(tl.where(counts, q, 0), 0)
         difference = tl.abs(even - odd)
-        going = difference > _RESOLVED * whole
+        going = difference > whole * _RESOLVED
         if going:
-            finer = tl.minimum(tl.where(difference < 0.02 * whole, 1, 2), _LEVELS - 1 - level)
+            finer = tl.minimum(tl.where(difference < 0.02 * whole, 1, 2), -level + _FINEST)
             begin, end = tl.maximum(begin - 1, 0), tl.minimum(end + 1, count - 1)
             start = (start + begin) << finer
             count = ((end - begin) << finer) + 1

@@ -73,7 +73,7 @@ def choose(scores: Tensor, noise: Noise) -> str:
 
 
 def fast_kernel(scores: Tensor) -> str:
-    """The kernel other than the reference for tensors where the scores are; interpreted, on the CPU, either can be asked for."""
+    """The kernel other than the reference for tensors where the scores are; interpreted, either serves on the CPU."""
     if scores.device.type == "cuda":
         return "cuda"
     return "cuda" if interpreted() and getattr(_state, "asked", None) != "cpu" else "cpu"
