@@ -10,8 +10,9 @@ the threads of a warp read neighbouring words; all tables of a noise take under 
 kilobytes. Tiles are added up in float32, what comes of them in float64: the digits of a sum do not depend on the number of
 classes. Nothing is added atomically, so that equal calls give equal bits.
 
-**Reads.** Forward reads a row's scores twice: for its strongest rival, and for G. The step starts where ``cpu`` starts; rows
-whose even and odd thresholds disagree (RESOLVED) read once more for each halving. Backward reads once and writes once. Classes
+**Reads.** Forward reads a row's scores twice: for its strongest rival, and for G. The step starts at 1/8, or more
+where the range is wide or the classes few; rows whose even and odd thresholds disagree (RESOLVED) read once more for each finer
+step. Backward reads once and writes once. Classes
 so far below that F is 1 at all thresholds are passed over, and so are blocks of nothing else. Rows of ignored targets are not
 read.
 
@@ -43,15 +44,16 @@ from lossmith.threshold.tables import ABOVE, CELL, FARTHEST, LEVELS, MOMENTS, PA
 WIDE = 512  # classes that are passed over, or not, together
 TILE = 16  # classes of a tile; at 16 elements of one a thread, registers do not spill
 MOST = 96  # thresholds kept for backward up to which fewer are computed at a time
+RESOLVED, NOTHING, MAX_CELLS = 5e-4, 1e-8, int(1.5 * FARTHEST / CELL)  # as in ``cpu``
 DONE, SURE, LOST, HARD, BAD = 0, 1, 2, 3, 4  # what became of a row, as in ``cpu``; BAD: a value that cannot be
 LEVEL, START, COUNT, CELLS, TOP, STATUS, COLUMNS = 0, 1, 2, 3, 4, 5, 6  # of ``where``, as in ``cpu``
 
 # What stands in kernels has to be known when they are compiled. Triton 3.7's interpreter wants constants right of tensors.
 _CELL, _FARTHEST, _PACE, _FINEST = (tl.constexpr(x) for x in (CELL, FARTHEST, PACE, LEVELS - 1))
 _WIDTH = tl.constexpr(round((FARTHEST + ABOVE) / CELL))  # entries of a table whose step is a cell
-_ORIGIN, _MAX_CELLS = tl.constexpr(int(FARTHEST)), tl.constexpr(int(1.5 * FARTHEST / CELL))
+_ORIGIN, _MAX_CELLS = tl.constexpr(int(FARTHEST)), tl.constexpr(MAX_CELLS)
 _SIZE = tl.constexpr(MOMENTS * round((FARTHEST + ABOVE) / CELL))
-_RESOLVED, _NOTHING = tl.constexpr(5e-4), tl.constexpr(1e-8)  # as in ``cpu``
+_RESOLVED, _NOTHING = tl.constexpr(RESOLVED), tl.constexpr(NOTHING)
 _DONE, _SURE, _LOST, _HARD, _BAD = (tl.constexpr(x) for x in (DONE, SURE, LOST, HARD, BAD))
 _COLUMNS, _STATUS = tl.constexpr(COLUMNS), tl.constexpr(STATUS)
 
@@ -319,7 +321,8 @@ def _forward(
     cells = tl.minimum(cells, _MAX_CELLS)
     per_cell = (inverse / _CELL).to(tl.float32)
     reach = tl.maximum(tl.maximum(t, guess), 0.0) + high - bottom
-    level = tl.where(reach > 14, 0, tl.where(C <= 16, 1, 2))
+    few = (reach > 14) | (C <= 16)
+    level = tl.where(few, tl.where((reach > 14) & (4 * reach + 2 > most), 0, 1), 2)
     start = tl.floor(bottom * (2 << level)).to(tl.int32)
     count = tl.ceil(reach * (2 << level)).to(tl.int32) + 2
     own_cell = tl.floor(-t / _CELL).to(tl.int32)
