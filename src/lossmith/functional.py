@@ -228,7 +228,7 @@ def standardize_scores(scores: Tensor, keep: Tensor | None = None) -> Tensor:
 
 
 def _rows(scores: Tensor) -> Tensor:
-    return scores.reshape(-1, scores.shape[-1])
+    return scores if scores.dim() == 2 else scores.reshape(-1, scores.shape[-1])
 
 
 def _centred(scores: Tensor) -> Tensor:
