@@ -56,6 +56,15 @@ def test_gradcheck(q: float) -> None:
     assert torch.autograd.gradgradcheck(lambda x: neg_log_q(x, q), log_m)
 
 
+@QS
+def test_the_slope_keeps_its_digits_far_from_one(q: float) -> None:
+    """−m^(1−q), to the rounding of float32 where the loss itself has long rounded to 1/(1 − q)."""
+    log_m = torch.tensor([-1e-3, -0.9, -1.1, -17.0, -60.0], requires_grad=True)
+    (slope,) = torch.autograd.grad(neg_log_q(log_m, q).sum(), log_m)
+    expected = -((1 - q) * log_m.detach().double()).exp()
+    torch.testing.assert_close(slope.double(), expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_shape_and_dtype_are_kept(dtype: torch.dtype) -> None:
     got = neg_log_q(torch.full((2, 1, 3), -0.5, dtype=dtype), 0.5)

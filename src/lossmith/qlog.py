@@ -20,7 +20,7 @@ def neg_log_q(log_m: Tensor, q: float) -> Tensor:
 
     Returns:
         The loss, same shape and dtype, computed as −expm1((1−q)·log m)/(1−q): no digits are lost at m → 1, as they are in
-        1 − exp(log m). For q > 1 it overflows to inf once (q−1)·(−log m) exceeds the range of exp (709 in float64).
+        1 − exp(log m), nor any of the slope m^−q as m → 0. For q > 1 it overflows to inf once (q−1)·(−log m) exceeds the range of exp (709 in float64).
 
     Raises:
         ValueError: q is negative or not finite.
@@ -37,4 +37,6 @@ def neg_log_q(log_m: Tensor, q: float) -> Tensor:
         raise ValueError(f"q: expected a finite number ≥ 0, got {q}; 0 is the metric itself, 1 its negative logarithm")
     if q == 1:
         return -log_m
-    return -torch.expm1((1 - q) * log_m) / (1 - q)
+    x = (1 - q) * log_m
+    # Far from m = 1 the derivative of expm1, taken as its value plus 1, would round e^x away.
+    return torch.where(x < -1, 1 - x.clamp_max(0).exp(), -torch.expm1(x)) / (1 - q)
