@@ -184,23 +184,20 @@ EACH_GROUP = pytest.mark.parametrize(
 def test_flat_spread_and_peaked_rows(ranks: Ranks, group: Any, sizes: list[int], dtype: torch.dtype) -> None:
     cases = []
     for noise in ("normal", "gumbel", "logistic"):
-        for seed, spread in enumerate((0.0, 0.1, 1.0, 4.0, 15.0)):
-            cases.append((*scores_of(9, sum(sizes), spread, dtype, seed), sizes, {"noise": noise}))
+        for seed, spread in enumerate((0.0, 0.1, 2.0, 15.0)):
+            cases.append((*scores_of(5, sum(sizes), spread, dtype, seed), sizes, {"noise": noise}))
     ran = assert_right(ranks, group, cases)
     smooth = "cpu" if dtype == torch.float32 else "reference"
-    assert ran == [smooth] * 5 + ["closed form"] * 5 + [smooth] * 5
+    assert ran == [smooth] * 4 + ["closed form"] * 4 + [smooth] * 4
 
 
 @EACH_DTYPE
 def test_many_classes(ranks: Ranks, dtype: torch.dtype) -> None:
-    rows = 6 if dtype == torch.float32 else 2
-    cases = [
-        (*scores_of(rows, 1000, spread, dtype), sizes, {})
-        for spread in (0.0, 1.0, 4.0)
-        for sizes in ([250] * 4, [1, 500, 400, 99])
-    ]
+    fast = dtype == torch.float32
+    cases = [(*scores_of(4 if fast else 1, 1000, spread, dtype), [1, 500, 400, 99], {}) for spread in (0.0, 1.0, 4.0)]
+    cases.append((*scores_of(1, 1000, 1.0, dtype), [250] * 4, {}))
     assert_right(ranks, WORLD, cases)
-    assert_right(ranks, PAIR, [(*scores_of(2, 5000, spread, dtype), [4500, 500], {}) for spread in (0.0, 1.0)])
+    assert_right(ranks, PAIR, [(*scores_of(2 if fast else 1, 5000, spread, dtype), [4500, 500], {}) for spread in (0.0, 1.0)])
 
 
 @EACH_DTYPE

@@ -99,18 +99,16 @@ def plan(lead, inverse, classes, lowest, depth, high, hopeless, guess, where):
 
 
 @jit
-def add_up(scores, bits, place, top, inverse, log_cdf, rows, where, sums, first, last):
-    """Σ_j log F(u − x_j) over this rank's rivals, for rows[first … last] at their thresholds, (len(rows), most)."""
+def collect(scores, bits, place, top, inverse, rows, where, moments, first, last):
+    """The moments of this rank's rivals of rows[first … last], (rows, cells · STRIDE), zeros before."""
     C = scores.shape[1]
     many = C >= MANY
-    moments = np.zeros((MAX_CELLS + 1) * STRIDE, np.float32)
     fine = np.zeros((MAX_CELLS * FINE + 1) * 4 if many else 1, np.float32)
     cell, within = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
     one_key = np.empty(1, np.int32)
     for k in range(first, last):
         b = rows[k]
-        row, y, cells = scores[b], place[b], where[b, DEPTH]
-        level, start, count = where[b, LEVEL], where[b, START], where[b, COUNT]
+        row, y, cells, out = scores[b], place[b], where[b, DEPTH], moments[k]
         per_cell = np.float32(inverse[b] / CELL * (FINE if many else 1))
         cut = float(top[b]) - cells * CELL / inverse[b]
         since = 0
@@ -126,30 +124,38 @@ def add_up(scores, bits, place, top, inverse, log_cdf, rows, where, sums, first,
                     deposit_fine(end - at, cell, within, fine)
                     since += end - at
                     if since >= FLUSH:
-                        gather_fine(fine, cells, moments)
+                        gather_fine(fine, cells, out)
                         since = 0
                 else:
                     locate(row, at, end, top[b], per_cell, cells, cell, within)
-                    deposit(end - at, cell, within, moments)
+                    deposit(end - at, cell, within, out)
         if many:
-            gather_fine(fine, cells, moments)
-        out = sums[k]
-        out[:] = 0
-        width = log_cdf[level].shape[2]
-        flat = log_cdf[level].reshape(-1)
+            gather_fine(fine, cells, out)
         used = 0
         for c in range(cells):
-            if moments[c * STRIDE] > 0:
-                phase, zero = lattice(c, level)
-                at = phase * MOMENTS * width + zero + start
-                add_pieces(out, flat, width, at, count, moments[c * STRIDE : c * STRIDE + STRIDE])
+            if out[c * STRIDE] > 0:
                 used = c + 1
         where[b, CELLS] = used
-        moments[: (cells + 1) * STRIDE] = 0
 
 
 @jit
-def conclude(sums, lead, log_prob, rows, where, weights, log_p, opening):
+def add_up(moments, waiting, log_cdf, rows, where, sums, first, last):
+    """Σ_j log F(u − x_j) over this rank's rivals at thresholds; ``waiting``: places in ``rows``."""
+    for i in range(first, last):
+        k = waiting[i]
+        b, out = rows[k], sums[i]
+        level, start, count = where[b, LEVEL], where[b, START], where[b, COUNT]
+        out[:] = 0
+        width, flat = log_cdf[level].shape[2], log_cdf[level].reshape(-1)
+        for c in range(where[b, CELLS]):
+            if moments[k, c * STRIDE] > 0:
+                phase, zero = lattice(c, level)
+                at = phase * MOMENTS * width + zero + start
+                add_pieces(out, flat, width, at, count, moments[k, c * STRIDE : c * STRIDE + STRIDE])
+
+
+@jit
+def conclude(sums, waiting, lead, log_prob, rows, where, weights, log_p, opening):
     """From the sums of all ranks: log p and the thresholds' weights of rows that are resolved, finer thresholds of others.
 
     As in ``cpu.forward``; ``opening``: these are the rows' first thresholds, which decide between p and 1 − p.
@@ -158,9 +164,9 @@ def conclude(sums, lead, log_prob, rows, where, weights, log_p, opening):
     logs = np.empty(MOST, np.float32)
     exponent, product, terms, scratch = np.empty(MOST), np.empty(MOST), np.empty(MOST), np.empty(MOST)
     powers = np.empty(MOMENTS, np.float32)
-    for k in range(len(rows)):
-        b = rows[k]
-        G, t = sums[k], lead[b]
+    for i in range(len(waiting)):
+        b = rows[waiting[i]]
+        G, t = sums[i], lead[b]
         level, start, count = where[b, LEVEL], where[b, START], where[b, COUNT]
         h = 0.5 ** (1 + level)
         own_cell = int(np.floor(-t / CELL))

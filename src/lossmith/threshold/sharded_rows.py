@@ -17,8 +17,18 @@ from lossmith.threshold.argmax import MOST, MOST_WIDE, WORTH
 from lossmith.threshold.select import tables_of
 from lossmith.threshold.threads import in_parts
 
-STATUS, COUNT, COLUMNS, DONE, HARD, PENDING = 5, 2, 7, 0, 3, 4  # as in ``cpu`` and ``sharded_cpu``, which are loaded late
+STATUS, COUNT, DEPTH, COLUMNS, DONE, HARD, PENDING, STRIDE = (
+    5,
+    2,
+    4,
+    7,
+    0,
+    3,
+    4,
+    8,
+)  # as in ``cpu`` and ``sharded_cpu``, which are loaded late
 ELSEWHERE, SKIPPED = -1, -2  # the place of a target that is none of this rank's classes; of a row that is not looked at
+BUDGET = 1 << 24  # moments of so many rows at a time
 Total = Callable[[Tensor], Tensor]
 
 
@@ -56,7 +66,7 @@ def survey(scores: Tensor, place: Tensor, module: Any = None) -> tuple[Tensor, T
     """
     top, state = scores.new_empty(len(scores)), torch.empty(len(scores), dtype=torch.int32)
     arrays = _arrays(scores.view(torch.int32), place, top, state)
-    _over((module or kernels()).survey, scores, *arrays)
+    _over((module or kernels()).survey, *scores.shape, *arrays)
     return top, state
 
 
@@ -101,14 +111,20 @@ def log_prob(
     guess = float(noise.icdf(torch.tensor(1 - 1 / classes, dtype=torch.float64)))
     state, t, per_unit = _arrays(where, lead, inverse)
     module.plan(t, per_unit, classes, made.lowest, made.depth, made.high, made.hopeless, guess, state)
-    opening = True
-    while len(rows := (where[:, STATUS] == PENDING).nonzero().squeeze(-1)):
-        sums = torch.zeros(len(rows), int(where[rows, COUNT].max()))
-        args = _arrays(scores, scores.view(torch.int32), place, top, inverse)
-        _over(module.add_up, scores[: len(rows)], *args, made.log_cdf, *_arrays(rows, where, sums))
-        total(sums)
-        module.conclude(*_arrays(sums, lead), made.log_prob, *_arrays(rows, where, weights, log_p), opening)
-        opening = False
+    pending = (where[:, STATUS] == PENDING).nonzero().squeeze(-1)
+    cells = int(where[:, DEPTH].max()) + 1 if len(pending) else 1
+    for rows in pending.split(max(1, BUDGET // (cells * STRIDE))):
+        moments = torch.zeros(len(rows), cells * STRIDE)
+        args = _arrays(scores, scores.view(torch.int32), place, top, inverse, rows, where, moments)
+        _over(module.collect, len(rows), scores.shape[1], *args)
+        opening = True
+        while len(waiting := (where[rows, STATUS] == PENDING).nonzero().squeeze(-1)):
+            sums = torch.zeros(len(waiting), int(where[rows[waiting], COUNT].max()))
+            args = _arrays(rows, where, sums)
+            _over(module.add_up, len(waiting), 8 * cells, *_arrays(moments, waiting), made.log_cdf, *args)
+            total(sums)
+            module.conclude(*_arrays(sums, waiting, lead), made.log_prob, *_arrays(rows, where, weights, log_p), opening)
+            opening = False
     return log_p, weights, where
 
 
@@ -129,7 +145,11 @@ def gradient(
     grad, rest = torch.empty_like(scores), torch.zeros(len(scores), dtype=torch.float64)
     args = _arrays(scores, scores.view(torch.int32), place, top, 1 / sigma)
     _over(
-        (module or kernels()).backward, scores, *args, made.slope, *_arrays(upstream.contiguous(), weights, where, grad, rest)
+        (module or kernels()).backward,
+        *scores.shape,
+        *args,
+        made.slope,
+        *_arrays(upstream.contiguous(), weights, where, grad, rest),
     )
     return grad, rest
 
@@ -138,7 +158,7 @@ def _arrays(*tensors: Tensor) -> list[Any]:
     return [tensor.detach().numpy() for tensor in tensors]
 
 
-def _over(function: Any, scores: Tensor, *args: Any) -> None:
-    """Rows of the function in as many threads as torch has and the work is worth."""
-    size = max(1, min(torch.get_num_threads(), len(scores), scores.numel() // WORTH))
-    in_parts(lambda first, last: function(*args, first, last), len(scores), size)
+def _over(function: Any, rows: int, work: int, *args: Any) -> None:
+    """Rows of the function in as many threads as torch has and the work, in classes a row, is worth."""
+    size = max(1, min(torch.get_num_threads(), rows, rows * work // WORTH))
+    in_parts(lambda first, last: function(*args, first, last), rows, size)
