@@ -86,7 +86,7 @@ class Ranks:
 
     def __init__(self, store: Path) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["lossmith", "torch.distributed"])
+        context.set_forkserver_preload(["lossmith.threshold.sharded_cpu", "torch.distributed"])
         self.connections, self.processes = [], []
         for rank in WORLD:
             here, there = context.Pipe()
@@ -485,3 +485,8 @@ def test_what_crosses_the_network(ranks: Ranks) -> None:
         assert len(forward) <= 1 + 5
         assert sum(forward[1:]) < 200 * 64
         assert backward == [2 * 64]
+
+
+def test_the_constants_that_are_written_twice_agree() -> None:
+    for name in ("STATUS", "COUNT", "DEPTH", "COLUMNS", "DONE", "HARD", "PENDING", "STRIDE"):
+        assert getattr(sharded_rows, name) == getattr(sharded_rows.kernels(), name)

@@ -39,7 +39,8 @@ def log_prob(rivals: Tensor, highest: Tensor, noise: Noise, dtype: torch.dtype, 
     Returns:
         log p (rows,), thresholds (rows, nodes) and their shares w (rows, nodes), float64, on every shard the same.
 
-    Cost: O(rows · C_r · nodes) time; ``total`` is called some five to ten times, with several hundred numbers a row in all.
+    Cost: O(rows · C_r · nodes) time; ``total`` is called four to seven times, each row with 700 to 800 float64 numbers in all
+    for float64 scores and 230 to 360 for float32; three times that with Student's t.
     """
     highest = highest.double().cpu()
 
