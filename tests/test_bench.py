@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from lossmith.bench import accuracy, kernels, rivals, values
+from lossmith.bench import accuracy, auc, kernels, rivals, values
 from lossmith.bench.accuracy import Errors
 from lossmith.bench.values import Case
 from lossmith.cli import cli
@@ -121,6 +121,7 @@ def test_what_the_table_lacks_is_refused(noises: list[str] | None, classes: list
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "SECONDS", 0.0)
+    monkeypatch.setattr(auc, "SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("_quick")
@@ -162,3 +163,23 @@ def test_kernels_refuses_in_words(options: list[str], message: str) -> None:
     outcome = CliRunner().invoke(cli, ["bench", "kernels", *options])
     assert isinstance(outcome.exception, InputError)
     assert str(outcome.exception).startswith(message)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_auc_beside_a_sort() -> None:
+    outcome = CliRunner().invoke(cli, ["bench", "auc", "--scores", "300", "--json"])
+    assert outcome.exit_code == 0, outcome.output
+    results = json.loads(outcome.stdout)["results"]
+    assert [(r["n"], r["dtype"]) for r in results] == [(300, "float32"), (300, "float64")]
+    for result in results:
+        assert set(result["costs"]) == {"torch.sort", *auc.NOISES}
+        assert result["costs"]["torch.sort"]["ratio"] == 1
+        for noise in auc.NOISES:
+            cost = result["costs"][noise]
+            assert cost["kernel"] == "cpu"
+            assert 0 < cost["low"] <= cost["median"] <= cost["high"]
+    table = CliRunner().invoke(cli, ["bench", "auc", "--scores", "2"])
+    assert "beside torch.sort" in table.stdout
+    refused = CliRunner().invoke(cli, ["bench", "auc", "--scores", "1"])
+    assert isinstance(refused.exception, InputError)
+    assert str(refused.exception) == "--scores: expected at least 2, got 1"

@@ -16,7 +16,7 @@ import lossmith
 from lossmith import AccuracyLoss
 from lossmith.functional import argmax_log_prob
 from lossmith.noise import Custom, StudentT
-from lossmith.threshold import sharded_rows
+from lossmith.threshold import cpu, sharded_rows
 
 TIMEOUT = 120.0  # seconds; a hang fails
 WORLD, PAIR = (0, 1, 2, 3), (1, 2)  # the ranks of the groups
@@ -488,5 +488,5 @@ def test_what_crosses_the_network(ranks: Ranks) -> None:
 
 
 def test_the_constants_that_are_written_twice_agree() -> None:
-    for name in ("STATUS", "COUNT", "DEPTH", "COLUMNS", "DONE", "HARD", "PENDING", "STRIDE"):
-        assert getattr(sharded_rows, name) == getattr(sharded_rows.kernels(), name)
+    for name in ("COUNT", "CELLS", "OPEN", "FEW", "WHOLE"):
+        assert getattr(sharded_rows, name) == getattr(cpu, name)

@@ -431,5 +431,10 @@ def test_and_for_no_other(name: str) -> None:
 
 
 def test_the_constants_that_are_written_twice_agree() -> None:
-    for name in ("STATUS", "COLUMNS", "SURE", "HARD"):
+    for name in ("STATUS", "COLUMNS", "DONE", "SURE", "HARD"):
         assert getattr(argmax, name) == getattr(cpu, name)
+    cuda = pytest.importorskip("lossmith.threshold.cuda", reason="triton is not installed", exc_type=ImportError)
+    for name in ("LEVEL", "START", "COUNT", "CELLS", "TOP", "STATUS", "COLUMNS", "DONE", "SURE", "LOST", "HARD", "MAX_CELLS"):
+        assert getattr(cuda, name) == getattr(cpu, name)
+    assert cuda.MOST == argmax.MOST
+    assert (cuda.RESOLVED, cuda.NOTHING) == (cpu.RESOLVED, cpu.NOTHING)

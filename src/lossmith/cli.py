@@ -228,6 +228,27 @@ def kernels(classes: tuple[int, ...], noise: str, rivals: tuple[str, ...], plot:
         print(f"figure: {plot}")
 
 
+@bench.command(short_help="Time of the expected AUC beside a sort's.")
+@click.option("--scores", "sizes", type=int, multiple=True, metavar="N", help="How many.  [default: 10000, 100000, 1000000]")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of a table.")
+def auc(sizes: tuple[int, ...], as_json: bool) -> None:
+    """Print what forward and backward of expected_auc cost with each noise, beside torch.sort of the same scores.
+
+    They take turns; times are medians (20 % to 80 %) in milliseconds. Takes half a minute.
+    """
+    from lossmith.bench import auc as study
+
+    counts = sizes or study.SIZES
+    if min(counts) < 2:
+        raise InputError(f"--scores: expected at least 2, got {min(counts)}")
+    with _progress("auc", 2 * len(counts)) as show:
+        results = list(study.measure(tuple(counts), show))
+    if as_json:
+        print(json.dumps(study.as_json(results), indent=2))
+    else:
+        _print_table(study.title(), *study.table(results))
+
+
 @contextmanager
 def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error where that is a terminal; otherwise nothing."""

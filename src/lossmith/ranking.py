@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.noise import Noise
-from lossmith.threshold import pairs, precision
+from lossmith.threshold import auc, pairs, precision
 from lossmith.threshold.pairs import Weighted
 
 MOST_UNITS = 1e15  # beyond, float64 cannot tell scores one unit of noise apart
@@ -50,8 +50,10 @@ def expected_auc(
     Range: computed in float64 for every dtype; value within 1e-14 of the double sum, and the gradient in a score within 1e-11
     of the sample's share of its class, for scores that span up to 1e15 scales. A score enters as score / scale, with the
     rounding of that quotient.
-    Cost: O(n log n) for a sort and O(16 · n) for the rest, in time and memory; the first call with Student's t, logistic or
-    one's own noise computes tables of H, the more the wider the scores spread.
+    Cost: O(16 · n) in time; with kinks, a sort and O(n). On the CPU by kernels of their own, unless the scores span more than
+    n / 8 + 4096 panels of about a scale; second derivatives, other devices and torch.func in plain torch, O(n log n) in time
+    and O(16 · n) in memory. The first call with Student's t, logistic or one's own noise computes tables of H, the more the
+    wider the scores spread. The first call of all compiles the kernels.
     Source: for H, Thurstone (1927); for the sums, see ``lossmith.threshold.pairs``.
 
     >>> scores, target = torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1])
@@ -61,14 +63,24 @@ def expected_auc(
     tensor(0.6658)
     """
     distribution = noises.get(noise)
+
+    def plain(s: Tensor, positive: Tensor, sigma: float | Tensor, w: Tensor | None) -> Tensor:
+        w = torch.ones_like(s, dtype=torch.float64) if w is None else w
+        x = _in_units(s, sigma)
+        winners, losers = Weighted(x[positive], w[positive]), Weighted(x[~positive], w[~positive])
+        most = pairs.total(winners.weight) * pairs.total(losers.weight)
+        return pairs.expected_wins(winners, losers, distribution) / most
+
+    found = auc.by_kernel(scores, target, distribution, scale, weight, plain)
+    if isinstance(found, Tensor):
+        return found.to(scores.dtype)
     positive = _checked_labels(scores, target)
     if bool(positive.all()):
         raise ValueError("target: expected at least one 0 (a negative), got none; AUC compares positives with negatives")
-    w = torch.ones_like(scores, dtype=torch.float64) if weight is None else _checked_weight(weight, positive)
-    x = _in_units(scores, scale)
-    winners, losers = Weighted(x[positive], w[positive]), Weighted(x[~positive], w[~positive])
-    most = pairs.total(winners.weight) * pairs.total(losers.weight)
-    return (pairs.expected_wins(winners, losers, distribution) / most).to(scores.dtype)
+    w = None if weight is None else _checked_weight(weight, positive)
+    result = plain(scores, positive, scale, w)
+    auc.refuse(found)
+    return result.to(scores.dtype)
 
 
 def expected_average_precision(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import lossmith
+from lossmith.bench.timing import Times, take_turns
 from lossmith.errors import InputError
 
 CLASSES = (2, 10, 100, 1000, 10_000, 50_000, 128_256)
@@ -23,7 +24,6 @@ ELEMENTS = 3_200_000  # of a batch, at most
 ROWS = 256  # at most
 LEAD = 20.0  # of a trained model's targets, over scores of spread 2
 SECONDS = 3.0  # a shape
-LEAST = 5  # repetitions
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -98,22 +98,10 @@ def _run(loss: Loss, scores: Tensor, target: Tensor) -> None:
 
 
 def _costs(losses: dict[str, Loss], scores: Tensor, target: Tensor) -> dict[str, Cost]:
-    times: dict[str, list[float]] = {name: [] for name in losses}
-    for loss in losses.values():
-        _run(loss, scores, target)
-    end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(times["lossmith"]) < LEAST:
-        for name, loss in losses.items():
-            start = time.perf_counter()
-            _run(loss, scores, target)
-            times[name].append(time.perf_counter() - start)
-    base = statistics.median(times["cross-entropy"])
-    costs = {}
-    for name, taken in times.items():
-        low, *_, high = statistics.quantiles(taken, n=5)
-        median = statistics.median(taken)
-        costs[name] = Cost(median, low, high, median / base, _memory(losses[name], scores, target))
-    return costs
+    calls = {name: partial(_run, loss, scores, target) for name, loss in losses.items()}
+    times = take_turns(calls, SECONDS)
+    base = times["cross-entropy"].median
+    return {name: Cost(*t, t.median / base, _memory(losses[name], scores, target)) for name, t in times.items()}
 
 
 def _memory(loss: Loss, scores: Tensor, target: Tensor) -> float:
@@ -160,7 +148,7 @@ def table(results: list[Result]) -> tuple[tuple[str, ...], list[tuple[str, ...]]
         row = [str(r.rows), f"{r.classes:,}", r.scores, r.kernel]
         for name in names:
             cost = r.costs[name]
-            row.append(f"{1e3 * cost.median:.2f} ({1e3 * cost.low:.2f}–{1e3 * cost.high:.2f})")
+            row.append(str(Times(*cost[:3])))
             if name != "cross-entropy":
                 row += [f"{cost.ratio:.2f}", f"{cost.memory:.1f}" if r.rows * r.classes > 1 << 20 else ""]
         rows.append(tuple(row))

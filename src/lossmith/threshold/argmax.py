@@ -1,13 +1,12 @@
 r"""log P(the target wins) by whichever kernel serves, with its derivatives, in eager mode, under torch.func and compiled.
 
-In eager mode the kernel for the CPU stands in functions of torch.autograd. Compiled, whatever runs stands behind one opaque
+In eager mode the kernels for CPU and GPU stand in functions of torch.autograd. Compiled, whatever runs stands behind one opaque
 operator, ``lossmith::argmax_log_prob``. Second derivatives are the reference's.
 """
 
 from __future__ import annotations
 
-import sys
-import threading
+import math
 import warnings
 from functools import lru_cache
 from typing import Any
@@ -21,11 +20,11 @@ from lossmith import noise as noises
 from lossmith.checks import check_score_values, check_target_values
 from lossmith.noise import Noise
 from lossmith.threshold import reference
-from lossmith.threshold.select import broken, choose, obstacle, record, tables_of
-from lossmith.threshold.threads import apart, run_team
+from lossmith.threshold.select import broken, choose, fast_kernel, obstacle, record, tables_of
+from lossmith.threshold.threads import announced, apart, run_team
 
 NO_TARGET = -(1 << 63)  # as the target to ignore: none
-STATUS, COLUMNS, SURE, HARD = 5, 6, 1, 3  # as in ``cpu``, which is loaded late
+STATUS, COLUMNS, DONE, SURE, HARD = 5, 6, 0, 1, 3  # as in ``cpu`` and ``cuda``, which are loaded late
 WORTH = 1 << 13  # classes of all rows together that are worth a thread
 TURNS = 4  # in which a thread takes its rows
 MOST = 96  # thresholds of a row that are kept for backward
@@ -51,7 +50,7 @@ def log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignore
     """
     if torch.compiler.is_compiling():
         return operator(scores, target, scale, noises.key(noise), ignored)[0]
-    if choose(scores, noise) == "cpu":
+    if choose(scores, noise) != "reference":
         # The function that torch.func can transform takes twice as long to call.
         function = _Value if torch._C._are_functorch_transforms_active() else _PlainValue
         log_p: Tensor = function.apply(scores, target, scale, noises.key(noise), ignored)[0]  # type: ignore[no-untyped-call]
@@ -91,18 +90,18 @@ def _value(
     """As ``value``, and whether rows were left to the reference."""
     log_p, _, where = outputs = _outputs(scores, noise)
     bad, hard = False, True
-    if kernel == "cpu":
-        record("cpu")
+    if kernel != "reference":
+        record(kernel)
         try:
-            bad, hard = _run_forward(scores, target, scale, noise, ignored, *outputs)
+            run = _cuda(scores.device).forward if kernel == "cuda" else _run_forward
+            bad, hard = run(scores, target, scale, noise, ignored, *outputs)
         except Exception as error:  # whatever it is, there is another way, and the user learns of it
-            broken["cpu"] = f"{type(error).__name__}: {error}"
-            warnings.warn(f"kernel 'cpu' failed ({broken['cpu']}); the reference runs instead", RuntimeWarning, stacklevel=2)
+            _give_up(kernel, error)
             kernel = "reference"
         if bad:
             check_target_values(target, scores.shape[-1], ignored)
             check_score_values(scores[target != ignored])
-    if kernel != "cpu":
+    if kernel == "reference":
         record("reference")
         log_p.zero_()
         where[:, STATUS] = torch.where(target == ignored, SURE, HARD)
@@ -111,6 +110,12 @@ def _value(
         rows = _rows_of(left, scores, target, scale)
         log_p.masked_scatter_(left, _by_reference(*rows, noises.by_key(noise), ignored))
     return outputs, hard
+
+
+def _give_up(kernel: str, error: Exception) -> None:
+    broken[kernel] = f"{type(error).__name__}: {error}"
+    message = f"kernel {kernel!r} failed ({broken[kernel]}); the reference runs instead"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _outputs(scores: Tensor, noise: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,50 +130,76 @@ def _outputs(scores: Tensor, noise: str) -> tuple[Tensor, Tensor, Tensor]:
 @lru_cache(maxsize=1)
 def _kernels() -> Any:
     """The module ``team``. Its first import on a machine compiles, which is announced; numba keeps the result on disk."""
-    message = "lossmith: compiling its kernels for this CPU, once; about half a minute"
-    notice = threading.Timer(2.0, lambda: print(message, file=sys.stderr, flush=True))
-    notice.daemon = True
-    notice.start()
-    try:
+    with announced():
         from lossmith.threshold import team
-    finally:
-        notice.cancel()
     return team
+
+
+def _cuda(device: torch.device) -> Any:
+    """The module ``cuda``, which loads Triton; an error if it does not serve on the device."""
+    from lossmith.threshold import cuda
+
+    cuda.check(device)
+    return cuda
 
 
 @lru_cache(maxsize=256)
 def _forward_slots(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
     """What a job needs of the noise, and the arrays to keep alive for it."""
+    arrays = forward_arrays(noise, classes)
+    return _kernels().slots(arrays), arrays
+
+
+@lru_cache(maxsize=256)
+def forward_arrays(noise: str, classes: int) -> list[NDArray[Any]]:
+    """log F and log f, the lowest thresholds, the depths, and numbers: high, hopeless, sure, coarsest, guess, steepness."""
     made = tables_of(noise)
     assert made is not None
-    highest_of_equals = noises.by_key(noise).icdf(torch.tensor(1 - 1 / classes, dtype=torch.float64, device="cpu"))
-    numbers = np.array([made.high, made.hopeless, made.sure, float(highest_of_equals)])
-    arrays: list[NDArray[Any]] = [made.lowest, made.depth, numbers, *made.log_cdf, *made.log_prob]
+    law, rivals = noises.by_key(noise), classes - 1
+    levels = torch.tensor([1 - 1 / classes, math.exp(-1 / rivals)], dtype=torch.float64, device="cpu")
+    highest_of_equals, edge = law.icdf(levels)
+    steepness = rivals * (law.log_prob(edge) - law.log_cdf(edge)).exp()
+    numbers = [made.high, made.hopeless, made.sure, made.coarsest, float(highest_of_equals), float(steepness)]
+    return [*flat_tables(noise)[:2], made.lowest, made.depth, np.array(numbers)]
+
+
+@lru_cache(maxsize=64)
+def _backward_slots(noise: str) -> tuple[NDArray[np.int64], Any]:
+    arrays = flat_tables(noise)[2:]
     return _kernels().slots(arrays), arrays
 
 
 @lru_cache(maxsize=64)
-def _backward_slots(noise: str) -> NDArray[np.int64]:
+def flat_tables(noise: str) -> list[NDArray[np.float32]]:
+    """The tables of all levels, one after the other."""
     made = tables_of(noise)
     assert made is not None
-    return _kernels().slots(made.slope)
+    kinds = made.log_cdf, made.log_prob, made.slope_by_cell, made.slope
+    return [np.concatenate([table.ravel() for table in levels]) for levels in kinds]
 
 
 def _run_forward(
     scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, *outputs: Tensor
 ) -> tuple[bool, bool]:
     """Whether a row was bad, and whether one is left to the reference."""
-    return _run(_kernels().forward_team, _forward_slots(noise, scores.shape[-1])[0], ignored, scores, target, scale, *outputs)
+    return _run(_kernels().forward_team, _forward_slots(noise, scores.shape[-1]), ignored, scores, target, scale, *outputs)
 
 
-def _run(function: Any, of_the_noise: NDArray[np.int64], ignored: int, *tensors: Tensor) -> tuple[bool, bool]:
+def _run_backward(
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, upstream: Tensor, weights: Tensor, where: Tensor, grad: Tensor
+) -> None:
+    of_the_noise = _backward_slots(noise)
+    _run(_kernels().backward_team, of_the_noise, 0, scores, target, scale, upstream, weights, where, grad)
+
+
+def _run(function: Any, of_the_noise: tuple[NDArray[np.int64], Any], ignored: int, *tensors: Tensor) -> tuple[bool, bool]:
     rows, classes = tensors[0].shape
     size = max(1, min(torch.get_num_threads(), rows, rows * (classes + 64) // WORTH))
     head = [0, -(-rows // (TURNS * size)), 0, 0, rows, classes, ignored]
     flat = [tensor.contiguous() for tensor in tensors]  # outputs are that already
     for tensor in flat:
-        head += (tensor.data_ptr(), tensor.numel(), 1, 1)
-    job = np.concatenate([np.array(head, np.int64), of_the_noise])
+        head += (tensor.data_ptr(), tensor.numel())
+    job = np.concatenate([np.array(head, np.int64), of_the_noise[0]])
     run_team(function.ctypes, function.address, job.ctypes.data, size)
     _, _, bad, hard = job[:4].tolist()
     return bad != 0, hard != 0
@@ -185,12 +216,22 @@ def gradient(
     hard: bool = True,
 ) -> Tensor:
     """Σ upstream · log p differentiated in the scores, (rows, C); not ``hard``: no row was left to the reference."""
-    if obstacle(scores, noises.by_key(noise)):
-        grad = torch.zeros_like(scores, memory_format=torch.contiguous_format)
-    else:
-        grad = torch.empty_like(scores, memory_format=torch.contiguous_format)
-        _run(_kernels().backward_team, _backward_slots(noise), 0, scores, target, scale, upstream, weights, where, grad)
-    if hard and (left := where[:, STATUS] == HARD).any():
+    grad, kernel = torch.empty_like(scores, memory_format=torch.contiguous_format), fast_kernel(scores)
+    served = not obstacle(kernel, scores, noises.by_key(noise))
+    if served:
+        try:
+            run = _cuda(scores.device).backward if kernel == "cuda" else _run_backward
+            run(scores, target, scale, noise, upstream, weights, where, grad)
+        except Exception as error:
+            _give_up(kernel, error)
+            served = False
+    if served and not hard:
+        return grad
+    left = where[:, STATUS] == HARD
+    if not served:
+        grad.zero_()
+        left |= where[:, STATUS] == DONE  # by a kernel that has failed since
+    if left.any():
         rows = _rows_of(left, scores, target, scale)
         grad[left] = apart(lambda: _differentiable(*rows, upstream[left], noise)[1].detach())
     return grad
@@ -243,7 +284,7 @@ class _PlainValue(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         scores, target, scale, noise, ignored = inputs
-        output, ctx.hard = _value(scores, target, scale, noise, ignored, "cpu")
+        output, ctx.hard = _value(scores, target, scale, noise, ignored, fast_kernel(scores))
         _Value.setup_context(ctx, inputs, output)
         return output
 

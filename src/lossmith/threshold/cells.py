@@ -1,8 +1,8 @@
 """Classes in cells, as vector loops for numba: their moments, what these give at a threshold, and the way back.
 
 Rows are float32; a class lies y = (top − z) / (σ · CELL) cells below the strongest rival, and at s = 1 − 2 (y − ⌊y⌋) within
-its cell. Indices are unsigned where it matters: numba lets others count from the end, which keeps a loop from becoming vector
-instructions.
+its cell. Arrays are flat, a quantity of each cell beside the same of the next, quantities ``pitch`` apart. Indices are unsigned
+where it matters: numba lets others count from the end, which keeps a loop from becoming vector instructions.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from lossmith.threshold.tables import CELL, FARTHEST, MOMENTS
+from lossmith.threshold.tables import CELL, FARTHEST, MOMENTS, WIDTH
+from lossmith.threshold.vectors import WHOLE, add_multiples, float_of
 
-STRIDE = 8  # floats of a cell's moments
 FINE = 8  # fine cells a cell
-WHOLE = 32  # a loop of so many turns, or a multiple, is of whole vectors
 
 # Not "nnan" and "ninf": infinities are met.
-jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
+_OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"nsz", "arcp", "contract", "reassoc"}}
+jit = numba.njit(**_OPTIONS)
+inlined = numba.njit(**_OPTIONS, forceinline=True)  # parts of a kernel that stand once in the source; a call costs 0.1 µs a row
 
 INFINITY = np.int32(0x7F800000)
 MINUS_INFINITY = np.int32(-0x7F800001)  # as an ordered key
@@ -28,7 +29,7 @@ _SIGN = np.int32(0x7FFFFFFF)
 def extremes(bits, first, last):
     """Highest and lowest key of float32 bits; keys are ordered as the numbers, NaN outside the infinities."""
     high, low = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
-    for j in range(np.uint64(first), np.uint64(last)):  # unsigned: no index counts from the end, and the loop is of vectors
+    for j in range(np.uint64(first), np.uint64(last)):
         b = bits[j]
         key = np.int32(b ^ ((b >> np.int32(31)) & _SIGN))
         high = key if key > high else high
@@ -37,186 +38,295 @@ def extremes(bits, first, last):
 
 
 @jit
-def number(key, scratch):
-    """The float32 of a key."""
-    scratch[0] = key ^ ((key >> np.int32(31)) & _SIGN)
-    return scratch.view(np.float32)[0]
+def extremes_without(bits, first, last, own):
+    """As ``extremes``, of all but the one at ``own``."""
+    if not first <= own < last:
+        return extremes(bits, first, last)
+    high, low = extremes(bits, first, own)
+    up, down = extremes(bits, own + 1, last)
+    return max(high, up), min(low, down)
 
 
 @jit
-def locate(row, first, last, top, per_cell, limit, cell, within):
-    """Cell of each class first … last, and its place s within; those at ``limit`` cells and beyond share that one."""
+def number(key):
+    """The float32 of a key."""
+    return float_of(np.int32(key ^ ((key >> np.int32(31)) & _SIGN)))
+
+
+@jit
+def whole(count):
+    """``count`` rounded up to whole vectors."""
+    return (count + (WHOLE - 1)) // WHOLE * WHOLE
+
+
+@jit
+def clear(out, first, last):
+    """Zeros; a slice would cost more than they do."""
+    for j in range(np.uint64(first), np.uint64(last)):
+        out[j] = np.float32(0)
+
+
+@jit
+def locate(scores, first, last, top, per_cell, limit, place, within):
+    """Cell of each class first … last, and its s within; those at ``limit`` cells and beyond share that one."""
     last_cell = np.float32(limit)
-    for j in range(last - first):
-        y = min((top - row[first + j]) * per_cell, last_cell)
+    start = np.uint64(first)
+    for j in range(np.uint64(0), np.uint64(last - first)):
+        y = min((top - scores[start + j]) * per_cell, last_cell)
         c = np.int32(y)
-        cell[j] = c
+        place[j] = c
         within[j] = np.float32(2) * (np.float32(c) - y) + np.float32(1)
 
 
 @jit
-def deposit(count, cell, within, moments):
+def interleave(count, place, pitch):
+    """From fine cells to where they stand: the first of every cell beside each other, then the second of every cell, …"""
+    step = np.int32(pitch)
+    for j in range(np.uint64(0), np.uint64(count)):
+        c = place[j]
+        place[j] = (c & np.int32(FINE - 1)) * step + (c >> np.int32(3))
+
+
+@jit
+def deposit(count, place, within, moments, pitch):
     """Add the moments of ``count`` classes to their cells."""
-    for j in range(count):
+    w = np.uint64(pitch)
+    for j in range(np.uint64(0), np.uint64(count)):
         s = within[j]
         s2 = s * s
-        at = np.uint64(cell[j]) * np.uint64(STRIDE)
+        at = np.uint64(place[j])
         moments[at] += np.float32(1)
-        moments[at + np.uint64(1)] += s
-        moments[at + np.uint64(2)] += s2
-        moments[at + np.uint64(3)] += s2 * s
-        moments[at + np.uint64(4)] += s2 * s2
-        moments[at + np.uint64(5)] += s2 * s2 * s
+        at += w
+        moments[at] += s
+        at += w
+        moments[at] += s2
+        at += w
+        moments[at] += s2 * s
+        at += w
+        moments[at] += s2 * s2
+        at += w
+        moments[at] += s2 * s2 * s
 
 
 @jit
-def deposit_fine(count, cell, within, fine):
+def deposit_each(count, within, moments, pitch):
+    """Moments of ``count`` classes, each as a cell of its own."""
+    w = np.uint64(pitch)
+    for j in range(np.uint64(0), np.uint64(count)):
+        s = within[j]
+        s2 = s * s
+        moments[j] = np.float32(1)
+        moments[j + w] = s
+        moments[j + w + w] = s2
+        moments[j + w + w + w] = s2 * s
+        moments[j + w + w + w + w] = s2 * s2
+        moments[j + w + w + w + w + w] = s2 * s2 * s
+
+
+@jit
+def deposit_fine(count, place, within, fine, pitch):
     """As ``deposit``, three moments only, in cells of an eighth the width."""
-    for j in range(count):
+    w = np.uint64(FINE * pitch)
+    for j in range(np.uint64(0), np.uint64(count)):
         s = within[j]
-        at = np.uint64(cell[j]) * np.uint64(4)
+        at = np.uint64(place[j])
         fine[at] += np.float32(1)
-        fine[at + np.uint64(1)] += s
-        fine[at + np.uint64(2)] += s * s
+        at += w
+        fine[at] += s
+        at += w
+        fine[at] += s * s
 
 
 @jit
-def gather_fine(fine, cells, moments):
+def gather_fine(fine, moments, pitch):
     """Add fine moments to those of their cells, and empty them. In a fine cell, s³ ≈ ¾ s and s⁴ ≈ s² − ⅛, to ⅛^4."""
-    for c in range(cells):
-        at = c * STRIDE
-        for k in range(FINE):
-            n, s1, s2 = fine[(c * FINE + k) * 4], fine[(c * FINE + k) * 4 + 1], fine[(c * FINE + k) * 4 + 2]
-            if n == 0:
-                continue
-            a = np.float32(1) - np.float32(2 * k + 1) / np.float32(FINE)  # the fine cell's centre
-            b = np.float32(1 / FINE)
-            s1, s2, s3, s4 = b * s1, b * b * s2, b * b * b * np.float32(0.75) * s1, b * b * b * b * (s2 - n * np.float32(0.125))
-            a2 = a * a
-            moments[at] += n
-            moments[at + 1] += a * n + s1
-            moments[at + 2] += a2 * n + 2 * a * s1 + s2
-            moments[at + 3] += a2 * a * n + 3 * a2 * s1 + 3 * a * s2 + s3
-            moments[at + 4] += a2 * a2 * n + 4 * a2 * a * s1 + 6 * a2 * s2 + 4 * a * s3 + s4
-            moments[at + 5] += a * (a2 * a2 * n + 5 * a2 * a * s1 + 10 * a2 * s2 + 10 * a * s3 + 5 * s4)
-    fine[: (cells * FINE + 1) * 4] = 0
-
-
-@jit
-def read_off(out, first, count, cell, within, pieces):
-    """The gradient of classes from the pieces of their cells; returns its sum."""
-    total = np.float32(0)
-    for j in range(count):
-        s = within[j]
-        at = np.uint64(cell[j])
-        g = pieces[5, at]
-        g = g * s + pieces[4, at]
-        g = g * s + pieces[3, at]
-        g = g * s + pieces[2, at]
-        g = g * s + pieces[1, at]
-        g = g * s + pieces[0, at]
-        out[first + j] = g
-        total += g
-    return float(total)
-
-
-@jit
-def read_off_fine(out, first, count, cell, within, pieces):
-    """As ``read_off``, from pieces of three coefficients."""
-    total = np.float32(0)
-    for j in range(count):
-        s = within[j]
-        at = np.uint64(cell[j]) * np.uint64(4)
-        g = (pieces[at + np.uint64(2)] * s + pieces[at + np.uint64(1)]) * s + pieces[at]
-        out[first + j] = g
-        total += g
-    return float(total)
-
-
-@jit
-def spread_fine(pieces, cells, fine):
-    """Pieces of fine cells from those of their cells; s³ ≈ ¾ s and s⁴ ≈ s² − ⅛ there."""
+    w = np.uint64(pitch)
+    plane = np.uint64(FINE) * w
     b = np.float32(1 / FINE)
-    for c in range(cells):
-        p0, p1, p2, p3, p4, p5 = pieces[0, c], pieces[1, c], pieces[2, c], pieces[3, c], pieces[4, c], pieces[5, c]
-        for k in range(FINE):
-            a = np.float32(1) - np.float32(2 * k + 1) * b
-            at = (c * FINE + k) * 4
-            cubic, quartic = b * b * b * (p3 + a * (4 * p4 + a * 10 * p5)), b * b * b * b * (p4 + 5 * a * p5)
-            fine[at] = p0 + a * (p1 + a * (p2 + a * (p3 + a * (p4 + a * p5)))) - np.float32(0.125) * quartic
-            fine[at + 1] = b * (p1 + a * (2 * p2 + a * (3 * p3 + a * (4 * p4 + a * 5 * p5)))) + np.float32(0.75) * cubic
-            fine[at + 2] = b * b * (p2 + a * (3 * p3 + a * (6 * p4 + a * 10 * p5))) + quartic
-    fine[cells * FINE * 4 : (cells * FINE + 1) * 4] = 0
+    for k in range(FINE):
+        a = np.float32(1) - np.float32(2 * k + 1) * b  # the fine cell's centre
+        a2, at = a * a, np.uint64(k) * w
+        for c in range(np.uint64(0), w):
+            i = at + c
+            n, s1, s2 = fine[i], b * fine[i + plane], b * b * fine[i + plane + plane]
+            s3, s4 = b * b * np.float32(0.75) * s1, b * b * (s2 - n * (b * b * np.float32(0.125)))
+            moments[c] += n
+            moments[c + w] += a * n + s1
+            moments[c + w + w] += a2 * n + np.float32(2) * a * s1 + s2
+            moments[c + w + w + w] += a2 * a * n + np.float32(3) * (a2 * s1 + a * s2) + s3
+            i = c + w + w + w + w
+            moments[i] += a2 * a2 * n + np.float32(4) * (a2 * a * s1 + a * s3) + np.float32(6) * a2 * s2 + s4
+            moments[i + w] += a * (a2 * a2 * n + np.float32(5) * (a2 * a * s1 + s4) + np.float32(10) * (a2 * s2 + a * s3))
+    clear(fine, 0, 3 * FINE * pitch)
 
 
 @jit
-def lattice(cell, level):
-    """Phase of a cell and the place in the level's table of the threshold 0 seen from it."""
+def read_off(out, first, count, place, within, pieces, pitch):
+    """The gradient of classes from the pieces of their cells; returns its sum."""
+    w = np.uint64(pitch)
+    total = np.float32(0)
+    start = np.uint64(first)
+    for j in range(np.uint64(0), np.uint64(count)):
+        s = within[j]
+        at = np.uint64(place[j])
+        i = at + w + w + w
+        high = (pieces[i + w + w] * s + pieces[i + w]) * s + pieces[i]
+        g = ((high * s + pieces[at + w + w]) * s + pieces[at + w]) * s + pieces[at]
+        out[start + j] = g
+        total += g
+    return float(total)
+
+
+@jit
+def read_off_fine(out, first, count, place, within, fine, pitch):
+    """As ``read_off``, from pieces of three coefficients."""
+    w = np.uint64(FINE * pitch)
+    total = np.float32(0)
+    start = np.uint64(first)
+    for j in range(np.uint64(0), np.uint64(count)):
+        s = within[j]
+        at = np.uint64(place[j])
+        g = (fine[at + w + w] * s + fine[at + w]) * s + fine[at]
+        out[start + j] = g
+        total += g
+    return float(total)
+
+
+@jit
+def spread_fine(pieces, fine, pitch):
+    """Pieces of fine cells from those of their cells; s³ ≈ ¾ s and s⁴ ≈ s² − ⅛ there."""
+    w = np.uint64(pitch)
+    plane = np.uint64(FINE) * w
+    b = np.float32(1 / FINE)
+    for k in range(FINE):
+        a, at = np.float32(1) - np.float32(2 * k + 1) * b, np.uint64(k) * w
+        for c in range(np.uint64(0), w):
+            i = c + w + w
+            p0, p1, p2, p3, p4, p5 = (
+                pieces[c],
+                pieces[c + w],
+                pieces[i],
+                pieces[i + w],
+                pieces[i + w + w],
+                pieces[i + w + w + w],
+            )
+            cubic = b * b * b * (p3 + a * (np.float32(4) * p4 + a * np.float32(10) * p5))
+            quartic = b * b * b * b * (p4 + np.float32(5) * a * p5)
+            i = at + c
+            fine[i] = p0 + a * (p1 + a * (p2 + a * (p3 + a * (p4 + a * p5)))) - np.float32(0.125) * quartic
+            slope = p1 + a * (np.float32(2) * p2 + a * (np.float32(3) * p3 + a * (np.float32(4) * p4 + a * np.float32(5) * p5)))
+            fine[i + plane] = b * slope + np.float32(0.75) * cubic
+            bend = p2 + a * (np.float32(3) * p3 + a * (np.float32(6) * p4 + a * np.float32(10) * p5))
+            fine[i + plane + plane] = b * b * bend + quartic
+
+
+# Where things stand in the tables of one noise, which lie one after the other in a flat array, level by level.
+
+
+@jit
+def _level_offset(level):
+    return MOMENTS * WIDTH * (level if level < 2 else (1 << (level - 2)) + 1)
+
+
+@jit
+def by_cell(cell, level):
+    """Place, in a table ordered by cells, of the threshold 0 seen from a cell."""
     if level < 2:
         phases = 4 >> level
         phase = cell % phases
-        return phase, (cell - phase) // phases + int(FARTHEST) * (2 << level)
-    return 0, cell * (1 << (level - 2)) + int(FARTHEST) * (2 << level)
+        return (
+            _level_offset(level) + phase * MOMENTS * row_length(level) + (cell - phase) // phases + int(FARTHEST) * (2 << level)
+        )
+    return _level_offset(level) + cell * (1 << (level - 2)) + int(FARTHEST) * (2 << level)
 
 
 @jit
-def add_pieces(out, flat, width, at, count, m):
-    """out_q += Σ_i m_i · table_i(at + q), the table's rows ``width`` apart."""
-    w, at = np.uint64(width), np.uint64(at)
-    m0, m1, m2, m3, m4, m5 = m[0], m[1], m[2], m[3], m[4], m[5]
-    for q in range(np.uint64(0), np.uint64(count)):
-        i = at + q
-        low = m0 * flat[i] + m1 * flat[i + w] + m2 * flat[i + w + w]
-        i += w + w + w
-        out[q] += low + (m3 * flat[i] + m4 * flat[i + w] + m5 * flat[i + w + w])
+def row_length(level):
+    """Entries of one moment in a table ordered by cells."""
+    return (WIDTH >> 2) << level
 
 
 @jit
-def add_two_pieces(out, flat, width, at, other, count, m, n):
+def by_threshold(q, level):
+    """Place, in a table ordered by thresholds, of the cell 0 seen from threshold q."""
+    if level < 2:
+        return _level_offset(level) + q * (4 >> level) + int(FARTHEST / CELL)
+    phases = 1 << (level - 2)
+    return _level_offset(level) + (q % phases) * MOMENTS * WIDTH + q // phases + int(FARTHEST / CELL)
+
+
+@jit
+def add_pieces(out, table, width, at, count, m, c, p):
+    """out_q += Σ_m moment_m · table_m(at + q), for the moments of cell c in ``m``, ``p`` apart."""
+    factors = (m[c], m[c + p], m[c + 2 * p], m[c + 3 * p], m[c + 4 * p], m[c + 5 * p])
+    for q in range(0, count, WHOLE):
+        i, w = at + q, width
+        add_multiples(out, q, table, (i, i + w, i + 2 * w, i + 3 * w, i + 4 * w, i + 5 * w), factors)
+
+
+@jit
+def add_two_pieces(out, table, width, at, other, count, m, c, d, p):
     """As ``add_pieces``, two cells at a time."""
-    w, at, other = np.uint64(width), np.uint64(at), np.uint64(other)
-    m0, m1, m2, m3, m4, m5 = m[0], m[1], m[2], m[3], m[4], m[5]
-    n0, n1, n2, n3, n4, n5 = n[0], n[1], n[2], n[3], n[4], n[5]
-    for q in range(np.uint64(0), np.uint64(count)):
-        i, j = at + q, other + q
-        one = m0 * flat[i] + m1 * flat[i + w] + m2 * flat[i + w + w]
-        two = n0 * flat[j] + n1 * flat[j + w] + n2 * flat[j + w + w]
+    factors = (
+        m[c], m[c + p], m[c + 2 * p], m[c + 3 * p], m[c + 4 * p], m[c + 5 * p],
+        m[d], m[d + p], m[d + 2 * p], m[d + 3 * p], m[d + 4 * p], m[d + 5 * p],
+    )  # fmt: skip
+    for q in range(0, count, WHOLE):
+        i, j, w = at + q, other + q, width
+        places = (
+            i, i + w, i + 2 * w, i + 3 * w, i + 4 * w, i + 5 * w,
+            j, j + w, j + 2 * w, j + 3 * w, j + 4 * w, j + 5 * w,
+        )  # fmt: skip
+        add_multiples(out, q, table, places, factors)
+
+
+@jit
+def sum_pieces(out, table, level, start, count, occupied, slots, n, moments, pitch):
+    """out_q = Σ over n cells, of which ``occupied`` are the places in the row and ``slots`` those in the moments."""
+    clear(out, 0, count)
+    width = row_length(level)
+    for k in range(0, n - 1, 2):
+        at, other = by_cell(occupied[k], level) + start, by_cell(occupied[k + 1], level) + start
+        add_two_pieces(out, table, width, at, other, count, moments, slots[k], slots[k + 1], pitch)
+    if n % 2:
+        at = by_cell(occupied[n - 1], level) + start
+        add_pieces(out, table, width, at, count, moments, slots[n - 1], pitch)
+
+
+@jit
+def slope_at(table, level, start, count, weights, first, cell, s):
+    """Σ_q weight_q r(u_q − x) for a class at s in a cell; ``weights`` are 0 from ``count`` to whole vectors."""
+    w, at, f = np.uint64(row_length(level)), np.uint64(by_cell(cell, level) + start), np.uint64(first)
+    s2 = s * s
+    total = np.float32(0)
+    for q in range(np.uint64(0), np.uint64(whole(count))):
+        i = at + q
+        low = table[i] + s * table[i + w] + s2 * table[i + w + w]
         i += w + w + w
-        j += w + w + w
-        one += m3 * flat[i] + m4 * flat[i + w] + m5 * flat[i + w + w]
-        two += n3 * flat[j] + n4 * flat[j + w] + n5 * flat[j + w + w]
-        out[q] += one + two
+        total += weights[f + q] * (low + s * s2 * (table[i] + s * table[i + w] + s2 * table[i + w + w]))
+    return total
 
 
 @jit
-def weigh(out, at, flat, place, share, cells):
-    """out_(at + x) += Σ over eight thresholds of share · table(place + x), for each cell x."""
-    o = np.uint64(at)
-    a, b, c, d = np.uint64(place[0]), np.uint64(place[1]), np.uint64(place[2]), np.uint64(place[3])
-    e, f, g, h = np.uint64(place[4]), np.uint64(place[5]), np.uint64(place[6]), np.uint64(place[7])
-    wa, wb, wc, wd, we, wf, wg, wh = share[0], share[1], share[2], share[3], share[4], share[5], share[6], share[7]
-    for x in range(np.uint64(0), np.uint64(cells)):
-        one = wa * flat[a + x] + wb * flat[b + x] + wc * flat[c + x] + wd * flat[d + x]
-        out[o + x] += one + (we * flat[e + x] + wf * flat[f + x] + wg * flat[g + x] + wh * flat[h + x])
+def pieces_of(weights, first, table, level, start, count, factor, cells, pieces, pitch):
+    """The gradient in each cell as a polynomial in s: Σ_q factor · weight_q · table_m(u_q − x_c); 0 beyond ``cells``.
 
-
-@jit
-def pieces_of(weights, table, level, start, count, factor, cells, pieces, place, share):
-    """The gradient in each cell as a polynomial in s: Σ_q weight_q · table_m(u_q − x_c) for each m, (MOMENTS, cells)."""
-    width = table.shape[2]
-    cells = (cells // WHOLE + 1) * WHOLE
-    pieces[:, :cells] = 0
-    out, rows, flat = pieces.reshape(-1), pieces.shape[1], table.reshape(-1)
-    for first in range(0, count, 8):
-        for k in range(8):
-            q = start + min(first + k, count - 1)
-            share[k] = factor * weights[first + k] if first + k < count else np.float32(0)
-            if level < 2:
-                place[k] = q * (4 >> level) + int(FARTHEST / CELL)
-            else:
-                phases = 1 << (level - 2)
-                place[k] = (q % phases) * MOMENTS * width + q // phases + int(FARTHEST / CELL)
+    Eight thresholds at a time; ``weights`` are 0 from ``count`` to whole vectors.
+    """
+    clear(pieces, 0, MOMENTS * pitch)
+    for k in range(0, count, 8):
+        q, w, f = start + k, first + k, factor
+        shares = (
+            f * weights[w], f * weights[w + 1], f * weights[w + 2], f * weights[w + 3],
+            f * weights[w + 4], f * weights[w + 5], f * weights[w + 6], f * weights[w + 7],
+        )  # fmt: skip
+        a, b, c, d = by_threshold(q, level), by_threshold(q + 1, level), by_threshold(q + 2, level), by_threshold(q + 3, level)
+        q += 4
+        e, g, h, i = by_threshold(q, level), by_threshold(q + 1, level), by_threshold(q + 2, level), by_threshold(q + 3, level)
         for m in range(MOMENTS):
-            weigh(out, m * rows, flat, place, share, cells)
-            for k in range(8):
-                place[k] += width
+            for x in range(0, pitch, WHOLE):
+                y = m * WIDTH + x
+                places = (a + y, b + y, c + y, d + y, e + y, g + y, h + y, i + y)
+                add_multiples(pieces, m * pitch + x, table, places, shares)
+    for m in range(MOMENTS):
+        clear(pieces, m * pitch + cells, (m + 1) * pitch)

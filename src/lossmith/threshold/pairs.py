@@ -48,7 +48,8 @@ def expected_wins(winners: Weighted, losers: Weighted, noise: Noise) -> Tensor:
         ValueError: the noise has kinks and no formula in ``LOST_BY_HIGHER``, or it is too rough for the panels.
     """
     if not noise.kinks:
-        return _wins_by_panels(winners, losers, noise)
+        width = panel_width(noise)
+        return wins_of_panels(Panels.of(winners, width), Panels.of(losers, width), noise, width)
     for kind, lost in LOST_BY_HIGHER.items():
         if isinstance(noise, kind):
             return _wins_by_rank(winners, losers, lost)
@@ -169,7 +170,7 @@ def _derivative() -> Tensor:
 
 
 @_fixed
-def _halves() -> Tensor:
+def halves() -> Tensor:
     """Moments (row vectors) of the left and of the right half of a panel → their share of the whole's, (2, TERMS, TERMS)."""
     points = (nodes(TERMS) + torch.tensor([[-1.0], [1.0]], dtype=torch.float64, device="cpu")) / 2
     return from_values(TERMS) @ _polynomials(points, TERMS)
@@ -196,18 +197,17 @@ class Panels(NamedTuple):
         """Panels of twice the width."""
         place, parent = torch.unique_consecutive(self.place >> 1, return_inverse=True)
         result = self.moments.new_zeros(len(place), TERMS)
-        for half, shift in enumerate(_halves().to(self.moments)):
+        for half, shift in enumerate(halves().to(self.moments)):
             mine = (self.place & 1 == half).nonzero().squeeze(-1)
             result = result.index_put((parent[mine],), self.moments[mine] @ shift, accumulate=True)
         return Panels(place, result)
 
 
-def _wins_by_panels(winners: Weighted, losers: Weighted, noise: Noise) -> Tensor:
-    width = panel_width(noise)
-    high, low = Panels.of(winners, width), Panels.of(losers, width)
-    wins = _certain_wins(high, low) + _corrections(high, low, _kernels(noise, width, 0, NEAR))
-    while _spread(high, low) > NEAR and not _is_certain(NEAR * width, noise):
-        wins = wins + _corrections(high, low, _kernels(noise, width, NEAR + 1, 2 * NEAR + 1))
+def wins_of_panels(high: Panels, low: Panels, noise: Noise, width: float) -> Tensor:
+    """Σ_ij u_i v_j H(x_i − y_j), a scalar, for winners and losers in panels of that width."""
+    wins = _certain_wins(high, low) + _corrections(high, low, kernels(noise, width, 0, NEAR))
+    while _spread(high, low) > NEAR and not is_certain(NEAR * width, noise):
+        wins = wins + _corrections(high, low, kernels(noise, width, NEAR + 1, 2 * NEAR + 1))
         high, low, width = high.coarser(), low.coarser(), 2 * width
     return wins
 
@@ -217,7 +217,7 @@ def _spread(high: Panels, low: Panels) -> int:
 
 
 @lru_cache(maxsize=512)
-def _is_certain(delta: float, noise: Noise) -> bool:
+def is_certain(delta: float, noise: Noise) -> bool:
     """Whether H is 1 from δ on: of two ε that differ by δ, one is δ/2 or more from the median."""
     return 2 * _outside(delta / 2, noise) < NOTHING
 
@@ -251,7 +251,7 @@ def _match(high: Panels, low: Panels, distance: int) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=512)
-def _kernels(noise: Noise, width: float, nearest: int, farthest: int) -> dict[int, Tensor]:
+def kernels(noise: Noise, width: float, nearest: int, farthest: int) -> dict[int, Tensor]:
     """By the distance of two panels, to the left negative, the matrix of H less ½ if they are near, 1 or 0 if they are not.
 
     Raises:
@@ -279,12 +279,12 @@ def panel_width(noise: Noise) -> float:
     width = unit(noise)
     for _ in range(10):
         try:
-            _kernels(noise, width, 0, NEAR)
+            kernels(noise, width, 0, NEAR)
         except ValueError:
             width /= 2
         else:
             break
-    _kernels(noise, width, 0, NEAR)
+    kernels(noise, width, 0, NEAR)
     return width
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -13,38 +11,23 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.noise import Noise
-from lossmith.threshold.argmax import MOST, MOST_WIDE, WORTH
-from lossmith.threshold.select import tables_of
-from lossmith.threshold.threads import in_parts
+from lossmith.threshold.argmax import COLUMNS, HARD, MOST, MOST_WIDE, STATUS, SURE, WORTH, flat_tables, forward_arrays
+from lossmith.threshold.tables import MOMENTS
+from lossmith.threshold.threads import announced, in_parts
 
-STATUS, COUNT, DEPTH, COLUMNS, DONE, HARD, PENDING, STRIDE = (
-    5,
-    2,
-    4,
-    7,
-    0,
-    3,
-    4,
-    8,
-)  # as in ``cpu`` and ``sharded_cpu``, which are loaded late
+COUNT, CELLS, OPEN, FEW, WHOLE = 2, 3, 4, 48, 32  # as in ``cpu`` and ``vectors``, which are loaded late
 ELSEWHERE, SKIPPED = -1, -2  # the place of a target that is none of this rank's classes; of a row that is not looked at
-BUDGET = 1 << 24  # moments of so many rows at a time
+BUDGET = 1 << 24  # numbers that stand for so many rows at a time
 Total = Callable[[Tensor], Tensor]
 
 
 @lru_cache(maxsize=1)
 def kernels() -> Any:
     """The module ``sharded_cpu``, compiled. The first time on a machine takes a while, which is announced."""
-    message = "lossmith: compiling its kernels for this CPU, once; about half a minute"
-    notice = threading.Timer(2.0, lambda: print(message, file=sys.stderr, flush=True))
-    notice.daemon = True
-    notice.start()
-    try:
+    with announced():
         from lossmith.threshold import sharded_cpu
 
         _compile(sharded_cpu)
-    finally:
-        notice.cancel()
     return sharded_cpu
 
 
@@ -64,9 +47,10 @@ def survey(scores: Tensor, place: Tensor, module: Any = None) -> tuple[Tensor, T
         place: (rows,) int64, the target among these classes, or ELSEWHERE, or SKIPPED.
         module: the kernels, if not ``kernels()``.
     """
-    top, state = scores.new_empty(len(scores)), torch.empty(len(scores), dtype=torch.int32)
-    arrays = _arrays(scores.view(torch.int32), place, top, state)
-    _over((module or kernels()).survey, *scores.shape, *arrays)
+    rows, C = scores.shape
+    top, state = scores.new_empty(rows), torch.empty(rows, dtype=torch.int32)
+    bits, *others = _arrays(scores.view(torch.int32).flatten(), place, top, state)
+    _over((module or kernels()).survey, rows, C, bits, others[0], C, *others[1:])
     return top, state
 
 
@@ -92,8 +76,8 @@ def log_prob(
         noise: the distribution of ε, one that has tables.
         classes: on all ranks.
         some: (rows,) boolean.
-        total: the sum of a tensor over all ranks, which every rank calls as often: one to five times, first with some 30 to 130
-            float32 numbers a row, then for the rows whose thresholds lie too far apart.
+        total: the sum of a tensor over all ranks, which every rank calls as often: one to five times, first with FIRST float32
+            numbers a row, then for the rows whose thresholds lie too far apart.
         module: the kernels, if not ``kernels()``.
 
     Returns:
@@ -101,30 +85,32 @@ def log_prob(
         COLUMNS), in which a status HARD says that the row is left to others.
     """
     module = module or kernels()
-    made = tables_of(noises.key(noise))
-    assert made is not None
-    lead, inverse = (own.double() - top.double()) / sigma, 1 / sigma
-    log_p = torch.zeros(len(scores))
-    weights = torch.zeros(len(scores), MOST if noise.name == "normal" else MOST_WIDE)
-    where = torch.zeros(len(scores), COLUMNS, dtype=torch.int32)
-    where[:, STATUS] = torch.where(some & (lead < made.sure), PENDING, 1)
-    guess = float(noise.icdf(torch.tensor(1 - 1 / classes, dtype=torch.float64)))
-    state, t, per_unit = _arrays(where, lead, inverse)
-    module.plan(t, per_unit, classes, made.lowest, made.depth, made.high, made.hopeless, guess, state)
-    pending = (where[:, STATUS] == PENDING).nonzero().squeeze(-1)
-    cells = int(where[:, DEPTH].max()) + 1 if len(pending) else 1
-    for rows in pending.split(max(1, BUDGET // (cells * STRIDE))):
-        moments = torch.zeros(len(rows), cells * STRIDE)
-        args = _arrays(scores, scores.view(torch.int32), place, top, inverse, rows, where, moments)
-        _over(module.collect, len(rows), scores.shape[1], *args)
-        opening = True
-        while len(waiting := (where[rows, STATUS] == PENDING).nonzero().squeeze(-1)):
-            sums = torch.zeros(len(waiting), int(where[rows[waiting], COUNT].max()))
-            args = _arrays(rows, where, sums)
-            _over(module.add_up, len(waiting), 8 * cells, *_arrays(moments, waiting), made.log_cdf, *args)
+    log_cdf, log_density, lowest, depth, numbers = forward_arrays(noises.key(noise), classes)
+    high, hopeless, sure, coarsest, guess, steepness = numbers.tolist()
+    B, C = scores.shape
+    most = MOST if noise.name == "normal" else MOST_WIDE
+    log_p, weights, where = torch.zeros(B), torch.zeros(B, most), torch.zeros(B, COLUMNS, dtype=torch.int32)
+    lead = (own.double() - top.double()) / sigma
+    where[:, STATUS] = torch.where(some & (lead < sure), OPEN, SURE)
+    z, bits, y, t, highest, per_unit, state, out, shares = _arrays(
+        scores.flatten(), scores.view(torch.int32).flatten(), place, lead, top, 1 / sigma, where, log_p, weights.flatten()
+    )
+    module.plan(t, per_unit, lowest, depth, high, hopeless, int(coarsest), guess, state)
+    pending = (where[:, STATUS] > HARD).nonzero().squeeze(-1)
+    width = WHOLE * (1 + max(FEW, int(where[:, CELLS].max()) if B else 0) // WHOLE)  # on all ranks the same
+    for some_rows in pending.split(BUDGET // ((MOMENTS + 2) * width)):
+        rows, size = some_rows.numpy(), len(some_rows)
+        whole = torch.zeros(size, MOMENTS * width), *torch.empty(3, size, width, dtype=torch.int32)
+        cells = _arrays(*whole)
+        _over(module.collect, size, C, z, bits, y, C, highest, per_unit, rows, state, *cells)
+        while len(waiting := (where[some_rows, STATUS] > HARD).nonzero().squeeze(-1)):
+            counts = where[some_rows[waiting], COUNT].long()
+            sums = torch.empty(int(counts.sum()))
+            those, totals, at = _arrays(waiting, sums, counts.cumsum(0) - counts)
+            _over(module.add_up, len(waiting), 8 * width, those, *cells, log_cdf, rows, state, totals, at)
             total(sums)
-            module.conclude(*_arrays(sums, waiting, lead), made.log_prob, *_arrays(rows, where, weights, log_p), opening)
-            opening = False
+            args = those, rows, totals, at, log_density, t, steepness, out, shares, most, state
+            _over(module.conclude, len(waiting), width, *args)
     return log_p, weights, where
 
 
@@ -140,17 +126,15 @@ def gradient(
     module: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Σ upstream · log p differentiated in this rank's rivals, (rows, C_r), 0 at the target; and its sums (rows,) float64."""
-    made = tables_of(noises.key(noise))
-    assert made is not None
-    grad, rest = torch.empty_like(scores), torch.zeros(len(scores), dtype=torch.float64)
-    args = _arrays(scores, scores.view(torch.int32), place, top, 1 / sigma)
-    _over(
-        (module or kernels()).backward,
-        *scores.shape,
-        *args,
-        made.slope,
-        *_arrays(upstream.contiguous(), weights, where, grad, rest),
-    )
+    _, _, slope_by_cell, slope = flat_tables(noises.key(noise))
+    B, C = scores.shape
+    grad, rest = torch.empty_like(scores), torch.zeros(B, dtype=torch.float64)
+    z, bits, y, highest, per_unit, up, shares, state, out, sums = _arrays(
+        scores.flatten(), scores.view(torch.int32).flatten(), place, top, 1 / sigma, upstream.contiguous(), weights.flatten(),
+        where, grad.view(-1), rest,
+    )  # fmt: skip
+    args = z, bits, y, C, highest, per_unit, slope_by_cell, slope, up, shares, weights.shape[1], state, out, sums
+    _over((module or kernels()).backward, B, C, *args)
     return grad, rest
 
 

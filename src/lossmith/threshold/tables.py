@@ -28,6 +28,7 @@ MOMENTS = 6
 LEVELS = 5
 ABOVE = 296.0  # scales from a threshold down to a class that the tables reach
 FARTHEST = 112.0  # scales from the target to its strongest rival, and a little more, that the tables reach
+WIDTH = round((FARTHEST + ABOVE) / CELL)
 TAIL = 1e-8  # of f: thresholds beyond count as zero
 PACE = 1 / 4
 DROP = 20.0  # nats below the highest integrand at which it counts as zero
@@ -35,6 +36,7 @@ FAINT = 30.0  # nats below the strongest rival's 1 − F at which a class counts
 REACH = 24.0  # scales within which all but ``TAIL`` of f must lie
 FIT = 3e-6  # error of a piece, relative to its size where that is above SMALL, and to SMALL below
 SMALL = 1e-10
+EXACT = 1e-7  # error of a sum over thresholds that is none, in float32
 Table = NDArray[np.float32]
 
 
@@ -44,12 +46,14 @@ class Tables(NamedTuple):
     log_cdf: tuple[Table, ...]  # of each level, (phases, MOMENTS, n); entry n stands for n·h + phase · CELL + CELL/2 − FARTHEST
     slope: tuple[Table, ...]  # the same entries, but those of one threshold beside each other: (phases, MOMENTS, n) for
     # h·phase + CELL·n + CELL/2 − FARTHEST
+    slope_by_cell: tuple[Table, ...]  # as ``log_cdf``
     log_prob: tuple[Table, ...]
     lowest: NDArray[np.float64]  # for leads t over the strongest rival, from −FARTHEST in steps of PACE: thresholds that count
     depth: NDArray[np.int32]  # and how many cells below that rival do
     high: float  # the quantile of 1 − ``TAIL``
     hopeless: float  # a lead so low that the tables end
     sure: float  # a lead at which 1 − p is less than any float32
+    coarsest: int  # level whose step resolves the noise itself, and with a few rivals
 
 
 def step(level: int) -> float:
@@ -63,8 +67,12 @@ def tables(noise: Noise) -> Tables | None:
     ``select.tables_of`` keeps them.
     """
     low, high = (float(x) for x in noise.icdf(torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)))
-    if noise.kinks or not max(-low, high) <= REACH:
+    if noise.kinks or not max(-low, high) <= REACH or (coarsest := _coarsest(noise)) is None:
         return None
+
+    def slope(x: Tensor) -> Tensor:
+        return (noise.log_prob(x) - noise.log_cdf(x)).exp()
+
     columns: list[tuple[Table, ...]] = []
     for level in range(LEVELS):
         h = step(level)
@@ -72,7 +80,8 @@ def tables(noise: Noise) -> Tables | None:
         by_threshold = _lattice(CELL, max(1, round(CELL / h)), h)
         fitted = (
             _fit(noise.log_cdf, by_cell),
-            _fit(lambda x: (noise.log_prob(x) - noise.log_cdf(x)).exp(), by_threshold),
+            _fit(slope, by_threshold),
+            _fit(slope, by_cell),
             _fit(noise.log_prob, by_cell),
         )
         if any(pieces is None for pieces in fitted):
@@ -83,8 +92,23 @@ def tables(noise: Noise) -> Tables | None:
     sure = lead[(doubt > -88).nonzero()[-1]].item()  # the logarithm of the smallest float32
     depth = torch.searchsorted(-noise.log_sf(lead), FAINT - noise.log_sf(lowest), right=True)
     depth = ((lead[depth.clamp_max(len(lead) - 1)] - lowest) / CELL).ceil().int() + 1
-    log_cdf, slope, log_prob = (tuple(column) for column in zip(*columns, strict=True))
-    return Tables(log_cdf, slope, log_prob, lowest.numpy(), depth.numpy(), high, 2 * high - FARTHEST, sure)
+    log_cdf, slope, slope_by_cell, log_prob = (tuple(column) for column in zip(*columns, strict=True))
+    return Tables(
+        log_cdf, slope, slope_by_cell, log_prob, lowest.numpy(), depth.numpy(), high, 2 * high - FARTHEST, sure, coarsest
+    )
+
+
+def _coarsest(noise: Noise) -> int | None:
+    """The first level at which ∫ f F^k is 1/(k + 1) for some k, wherever the thresholds fall."""
+    for level in range(LEVELS):
+        h = step(level)
+        shift = torch.linspace(0, h, 5, dtype=torch.float64).unsqueeze(-1)
+        u = torch.arange(-FARTHEST, FARTHEST, h, dtype=torch.float64) + shift
+        k = torch.arange(4, dtype=torch.float64).view(-1, 1, 1)
+        sums = h * (noise.log_prob(u) + k * noise.log_cdf(u)).exp().sum(-1)
+        if bool(((sums - 1 / (k.squeeze(-1) + 1)).abs() < EXACT).all()):
+            return level
+    return None
 
 
 def _lowest(noise: Noise, lead: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,89 +7,37 @@ row is left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numba
 import numpy as np
-from llvmlite import ir
-from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-from lossmith.threshold.cells import jit
 from lossmith.threshold.cpu import COLUMNS, backward, forward
+from lossmith.threshold.jobs import ARRAYS, NEXT, SLOTS, TURN, array, take, team_function
+from lossmith.threshold.jobs import slots as slots
 
-NEXT, TURN, BAD, LEFT, ROWS, CLASSES, IGNORED, ARRAYS = 0, 1, 2, 3, 4, 5, 6, 7
-SLOTS = 4  # of an array in a job: address and three sizes
-
-
-@intrinsic
-def _take(typing, place, amount):
-    """Atomic fetch and add at an address: the old value."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", pointer, arguments[1], "monotonic")
-
-    return numba.int64(numba.int64, numba.int64), generate
+BAD, LEFT, ROWS, CLASSES, IGNORED = 2, 3, 4, 5, 6
 
 
-@intrinsic
-def _pointer(typing, address):
-    """An address as a pointer."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(numba.types.voidptr))
-
-    return numba.types.voidptr(numba.int64), generate
-
-
-@jit
-def _array(job, place, dtype):
-    """The array in a slot, in one dimension."""
-    at = ARRAYS + place * SLOTS
-    return numba.carray(_pointer(job[at]), job[at + 1] * job[at + 2] * job[at + 3], dtype)
-
-
-@jit
-def _table(job, place):
-    at = ARRAYS + place * SLOTS
-    return numba.carray(_pointer(job[at]), (job[at + 1], job[at + 2], job[at + 3]), np.float32)
-
-
-@jit
-def _tables(job, place):
-    """Those of all levels, from a slot on."""
-    return (
-        _table(job, place), _table(job, place + 1), _table(job, place + 2), _table(job, place + 3), _table(job, place + 4)
-    )  # fmt: skip
-
-
-def _cfunc(function: Any) -> Any:
-    return numba.cfunc(numba.void(numba.types.voidptr), nopython=True, cache=True)(function)
-
-
-@_cfunc
+@team_function
 def forward_team(data):
     """``cpu.forward`` on the rows of a job with scores, target, scale, out, weights, where and the arrays of the noise."""
     head = numba.carray(data, (ARRAYS,), np.int64)
     B, C = head[ROWS], head[CLASSES]
-    job = numba.carray(data, (ARRAYS + 19 * SLOTS,), np.int64)
-    scores, bits = _array(job, 0, np.float32).reshape(B, C), _array(job, 0, np.int32).reshape(B, C)
-    target, scale = _array(job, 1, np.int64), _array(job, 2, np.float32)
-    out, weights = _array(job, 3, np.float32), _array(job, 4, np.float32).reshape(B, -1)
-    where = _array(job, 5, np.int32).reshape(B, COLUMNS)
-    lowest, depth, numbers = _array(job, 6, np.float64), _array(job, 7, np.int32), _array(job, 8, np.float64)
-    high, hopeless, sure, guess = numbers[0], numbers[1], numbers[2], numbers[3]
-    log_cdf, log_prob = _tables(job, 9), _tables(job, 14)
+    job = numba.carray(data, (ARRAYS + 11 * SLOTS,), np.int64)
+    scores, bits = array(job, 0, np.float32), array(job, 0, np.int32)
+    target, scale = array(job, 1, np.int64), array(job, 2, np.float32)
+    out, weights, where = array(job, 3, np.float32), array(job, 4, np.float32), array(job, 5, np.int32).reshape(B, COLUMNS)
+    log_cdf, log_prob = array(job, 6, np.float32), array(job, 7, np.float32)
+    lowest, depth, numbers = array(job, 8, np.float64), array(job, 9, np.int32), array(job, 10, np.float64)
+    high, hopeless, sure = numbers[0], numbers[1], numbers[2]
+    coarsest, guess, steepness = int(numbers[3]), numbers[4], numbers[5]
     while True:
-        first = _take(job.ctypes.data + 8 * NEXT, job[TURN])
+        first = take(job.ctypes.data + 8 * NEXT, job[TURN])
         if first >= B:
             return
         last = min(first + job[TURN], B)
         bad, hard = forward(
-            scores, bits, target, scale, log_cdf, log_prob, lowest, depth, high, hopeless, sure, guess, head[IGNORED],
-            out, weights, where, first, last,
+            scores, bits, target, scale, log_cdf, log_prob, lowest, depth, high, hopeless, sure, coarsest, guess, steepness,
+            head[IGNORED], C, out, weights, len(weights) // B, where, first, last,
         )  # fmt: skip
         if bad:
             job[BAD] = 1
@@ -97,26 +45,23 @@ def forward_team(data):
             job[LEFT] = 1
 
 
-@_cfunc
+@team_function
 def backward_team(data):
     """``cpu.backward`` on the rows of a job with scores, target, scale, upstream, weights, where, gradient and slopes."""
     head = numba.carray(data, (ARRAYS,), np.int64)
     B, C = head[ROWS], head[CLASSES]
-    job = numba.carray(data, (ARRAYS + 12 * SLOTS,), np.int64)
-    scores, bits = _array(job, 0, np.float32).reshape(B, C), _array(job, 0, np.int32).reshape(B, C)
-    target, scale, upstream = _array(job, 1, np.int64), _array(job, 2, np.float32), _array(job, 3, np.float32)
-    weights, grad = _array(job, 4, np.float32).reshape(B, -1), _array(job, 6, np.float32).reshape(B, C)
-    where, tops = _array(job, 5, np.int32).reshape(B, COLUMNS), _array(job, 5, np.float32).reshape(B, COLUMNS)
-    slope = _tables(job, 7)
+    job = numba.carray(data, (ARRAYS + 9 * SLOTS,), np.int64)
+    scores, bits = array(job, 0, np.float32), array(job, 0, np.int32)
+    target, scale, upstream = array(job, 1, np.int64), array(job, 2, np.float32), array(job, 3, np.float32)
+    weights, grad = array(job, 4, np.float32), array(job, 6, np.float32)
+    where = array(job, 5, np.int32).reshape(B, COLUMNS)
+    slope_by_cell, slope = array(job, 7, np.float32), array(job, 8, np.float32)
     while True:
-        first = _take(job.ctypes.data + 8 * NEXT, job[TURN])
+        first = take(job.ctypes.data + 8 * NEXT, job[TURN])
         if first >= B:
             return
         last = min(first + job[TURN], B)
-        backward(scores, bits, target, scale, slope, upstream, weights, where, tops, grad, first, last)
-
-
-def slots(arrays: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    """The part of a job for contiguous arrays, which must outlive it."""
-    sizes = [array.shape if array.ndim == 3 else (array.size, 1, 1) for array in arrays]
-    return np.array([(array.ctypes.data, *size) for array, size in zip(arrays, sizes, strict=True)], np.int64).ravel()
+        backward(
+            scores, bits, target, scale, slope_by_cell, slope, upstream, weights, len(weights) // B, where, grad, C,
+            first, last,
+        )  # fmt: skip

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,6 +84,19 @@ def in_parts(work: Callable[[int, int], Any], count: int, size: int) -> None:
 def apart(work: Callable[[], T]) -> T:
     """``work()`` in another thread: inside an operator of torch's, this one records nothing for differentiation."""
     return _threads().submit(work).result()
+
+
+@contextmanager
+def announced() -> Iterator[None]:
+    """For the import of kernels, of which the first on a machine compiles: it says so if it takes long."""
+    message = "lossmith: compiling its kernels for this CPU, once; about half a minute"
+    notice = threading.Timer(2.0, lambda: print(message, file=sys.stderr, flush=True))
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.cancel()
 
 
 def _threads() -> ThreadPoolExecutor:

@@ -1,0 +1,63 @@
+"""What numba has no words for: sums over pieces of an array as vector instructions, and a float from its bits."""
+
+from __future__ import annotations
+
+import numba
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+WHOLE = 32  # floats at a time
+LANES = 8  # of a vector; a machine with shorter ones takes two
+_FLAGS = ("contract", "nsz", "reassoc")
+
+
+@intrinsic
+def add_multiples(typing, out, at, table, places, factors):
+    """out[at + q] += Σ_k factors[k] · table[places[k] + q] for q < WHOLE; float32 arrays, tuples of integers and of float32.
+
+    A loop this short LLVM does not reliably turn into vector instructions, and spends more on the question than on the sum.
+    """
+
+    def generate(context, builder, signature, arguments):
+        types = signature.args
+        vector = ir.VectorType(ir.FloatType(), LANES)
+
+        def start(array, kind, index):
+            data = context.make_array(kind)(context, builder, array).data
+            return builder.gep(data, [index])
+
+        def part(pointer, k):
+            moved = builder.gep(pointer, [ir.Constant(ir.IntType(64), k * LANES)])
+            return builder.bitcast(moved, vector.as_pointer())
+
+        def spread(number):
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+            zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+        target = start(arguments[0], types[0], arguments[1])
+        sources = [start(arguments[2], types[2], place) for place in cgutils.unpack_tuple(builder, arguments[3])]
+        multiples = [spread(factor) for factor in cgutils.unpack_tuple(builder, arguments[4])]
+        for k in range(WHOLE // LANES):
+            here = part(target, k)
+            sums = [builder.load(here, align=4), None]  # two chains, each half as long
+            for n, (source, factor) in enumerate(zip(sources, multiples, strict=True)):
+                term = builder.fmul(builder.load(part(source, k), align=4), factor, flags=_FLAGS)
+                before = sums[n % 2]
+                sums[n % 2] = term if before is None else builder.fadd(before, term, flags=_FLAGS)
+            builder.store(builder.fadd(*sums, flags=_FLAGS), here, align=4)
+        return context.get_dummy_value()
+
+    signature = numba.void(out, at, table, places, factors)
+    return signature, generate
+
+
+@intrinsic
+def float_of(typing, bits):
+    """The float32 of 32 bits."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return numba.float32(numba.int32), generate
