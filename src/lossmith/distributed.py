@@ -25,6 +25,7 @@ from torch import Tensor
 from lossmith.checks import check_score_values, check_scores, check_target_type, check_target_values, checked_scale
 from lossmith.noise import Gumbel, Noise
 from lossmith.threshold import sharded, sharded_rows
+from lossmith.threshold.argmax import HARD, STATUS
 from lossmith.threshold.select import broken, choose, record
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ def check_group(group: Any, noise: Noise) -> None:
     Raises:
         TypeError: no process group.
         ValueError: torch.distributed is not initialised; this process is not in the group; noise with kinks.
+
+    ``None`` never comes here: it means unsharded, and so does ``torch.distributed.group.WORLD`` before init_process_group, which
+    is None until then.
     """
     import torch.distributed as dist
 
@@ -205,7 +209,7 @@ class _Value(torch.autograd.Function):
                 shard.lifted(), shard.code, top, shard.own, sigma, noise, problem.classes, left, total
             )
             log_p = torch.where(left, found, log_p)
-            left = kept[1][:, sharded_rows.STATUS] == sharded_rows.HARD
+            left = kept[1][:, STATUS] == HARD
         if left.any():  # on all ranks or on none
             rivals = shard.rivals(left)
             highest = ((shard.top - shard.own) / shard.sigma)[left]

@@ -71,9 +71,11 @@ def argmax_log_prob(
         class_group: a ``torch.distributed.ProcessGroup`` whose ranks hold the classes, in rank order: each passes its own
             scores (…, C_r), C_r ≥ 1, and the same targets, which count the classes of all ranks. Every rank gets the same
             result and, once each calls backward with the same upstream gradient, the gradient in its own scores. Sums at
-            thresholds cross the network, never scores: 50 to 200 numbers a row where the fused kernel serves, 230 to 800
-            elsewhere (Student's t: up to 2,600; Gumbel: 1). Not for noise with kinks and second derivatives; wrap it in
-            ``torch.compiler.disable`` where the model is compiled.
+            thresholds cross the network, never scores: 50 to 130 numbers a row where the fused kernel serves, 230 to 800
+            elsewhere (Student's t: up to 2,600; Gumbel: 1). Not for noise with kinks and second derivatives.
+            ``torch.distributed.group.WORLD`` is None before ``init_process_group``, and then means unsharded: make the loss
+            after it. Traced by ``torch.compile`` it raises NotImplementedError: compile the model without its loss, or wrap
+            the loss in ``torch.compiler.disable``.
 
     Returns:
         (…) log-probabilities, ≤ 0; dtype and device of ``scores``; differentiable twice (not at ties with uniform and

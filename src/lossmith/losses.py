@@ -49,8 +49,9 @@ class AccuracyLoss(ClassificationLoss):
         class_group: a ``torch.distributed.ProcessGroup`` whose ranks hold the classes, as a tensor-parallel last layer leaves
             them (see ``functional.argmax_log_prob``). Each rank passes its own scores (N, C_r, d1, …) and the same class
             indices, and calls backward; ``weight`` has an entry for every class of all ranks. Not with ``standardize``,
-            ``label_smoothing`` or class probabilities. A loss with a group cannot be pickled or deep-copied, as no group can;
-            its ``state_dict`` holds none.
+            ``label_smoothing`` or class probabilities. ``torch.distributed.group.WORLD`` is None before ``init_process_group``,
+            and then means unsharded. A loss with a group cannot be pickled or deep-copied, as no group can; its
+            ``state_dict`` holds none. ``torch.compile`` cannot trace it: see there.
         weight, ignore_index, reduction, label_smoothing: as in ``torch.nn.CrossEntropyLoss``. As there, the mean over no
             sample at all is nan.
 

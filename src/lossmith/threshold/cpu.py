@@ -143,14 +143,14 @@ def _roughness(sums, exponent, above, steepness, h, count):
     return min(np.sqrt(float(bend)) / BEND, h * steepness * np.sqrt(max(float(g), 1.0)) / NARROW)
 
 
-@jit
+@inlined
 def room(C):
     """Scratch for ``fill`` and ``read`` of rows of C classes: moments of fine cells, places, the highest key of each block."""
     fine = np.zeros((MAX_CELLS + WHOLE) * FINE * 3 if C >= MANY else 1, np.float32)
     return fine, np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32), np.empty(C // BLOCK + 1, np.int32)
 
 
-@jit
+@inlined
 def desk():
     """Scratch for ``decide``."""
     logs, exponent, product = np.empty(MOST, np.float32), np.empty(MOST, np.float32), np.empty(MOST, np.float32)
@@ -158,9 +158,9 @@ def desk():
 
 
 @jit
-def strongest(bits, base, C, y, scratch):
-    """Highest and lowest key of a target's rivals, and in ``scratch`` the highest of each block; y = −1: all are rivals."""
-    high, low, blocks = np.int32(-0x80000000), np.int32(0x7FFFFFFF), scratch[3]
+def strongest(bits, base, C, y, blocks):
+    """Highest and lowest key of a target's rivals, and the highest of each block; y = −1: all are rivals."""
+    high, low = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
     for block in range((C + BLOCK - 1) // BLOCK):
         first = block * BLOCK
         up, down = extremes_without(bits, base + first, base + min(first + BLOCK, C), base + y)
@@ -170,12 +170,11 @@ def strongest(bits, base, C, y, scratch):
 
 
 @inlined
-def fill(scores, base, C, y, top, inverse, cells, scratch, moments, occupied, slots):
+def fill(scores, base, C, y, top, inverse, cells, fine, place, within, blocks, moments, occupied, slots):
     """The moments of a row's rivals, into zeros: how many cells are occupied, one more than the last, and the pitch.
 
-    ``scratch`` as ``strongest`` left it; ``occupied`` and ``slots`` as for ``sum_pieces``.
+    ``blocks`` as ``strongest`` left it; ``occupied`` and ``slots`` as for ``sum_pieces``.
     """
-    fine, place, within, blocks = scratch
     many = C >= MANY
     limit = cells * FINE if many else cells
     pitch = whole(max(cells, C) + 1) if C <= FEW else whole(cells + 1)
@@ -232,9 +231,8 @@ def open_row(t, lowest, depth, high, guess, coarsest, where, b):
 
 
 @inlined
-def decide(sums, log_prob, t, steepness, scratch, out, weights, most, where, b):
+def decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, out, weights, most, where, b):
     """What follows from the sums at a row's thresholds: log p and the weights of the thresholds, or finer ones, or neither."""
-    logs, exponent, product, terms, powers = scratch
     level, start, count = int(where[b, LEVEL]), int(where[b, START]), int(where[b, COUNT])
     h = 0.5 ** (1 + level)
     own_cell = int(np.floor(-t / CELL))
@@ -330,7 +328,8 @@ def forward(
     """
     moments = np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
     sums, occupied, slots = np.empty(MOST, np.float32), np.empty(MAX_CELLS, np.int32), np.empty(MAX_CELLS, np.int32)
-    scratch, paper = room(C), desk()
+    fine, place, within, blocks = room(C)
+    logs, exponent, product, terms, powers = desk()
     bad, hard = False, False
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
@@ -341,7 +340,7 @@ def forward(
             bad = True
             continue
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
-        high_key, low_key = strongest(bits, base, C, y, scratch)
+        high_key, low_key = strongest(bits, base, C, y, blocks)
         own = scores[base + y]
         bottom_score, top = float(number(low_key)), number(high_key)
         if high_key >= INFINITY or low_key < MINUS_INFINITY or not own < np.inf or (top == -np.inf and own == -np.inf):
@@ -359,11 +358,11 @@ def forward(
             continue
         cells = open_row(t, lowest, depth, high, guess, coarsest, where, b)
         cells = int(min((float(top) - bottom_score) * inverse / CELL + 1, cells))
-        n, used, pitch = fill(scores, base, C, y, top, inverse, cells, scratch, moments, occupied, slots)
+        n, used, pitch = fill(scores, base, C, y, top, inverse, cells, fine, place, within, blocks, moments, occupied, slots)
         while where[b, STATUS] > HARD:
             level, start, count = int(where[b, LEVEL]), int(where[b, START]), int(where[b, COUNT])
             sum_pieces(sums, log_cdf, level, start, count, occupied, slots, n, moments, pitch)
-            decide(sums, log_prob, t, steepness, paper, out, weights, most, where, b)
+            decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, out, weights, most, where, b)
         hard |= where[b, STATUS] == HARD
         where[b, CELLS], where[b, TOP] = used, high_key
         clear(moments, 0, MOMENTS * pitch)
@@ -372,10 +371,10 @@ def forward(
 
 @inlined
 def read(
-    scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream, weights, most, where, b, scratch, pieces, grad
+    scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream, weights, most, where, b, fine, place, within,
+    pieces, grad,
 ):  # fmt: skip
     """The gradient of a row that is DONE in its rivals, into ``grad`` from ``base`` on, and its sum; y = −1: all are rivals."""
-    fine, place, within, _ = scratch
     many = C >= MANY
     level, start, count, cells = where[b, LEVEL], where[b, START], where[b, COUNT], where[b, CELLS]
     limit, per_cell = cells * FINE if many else cells, np.float32(inverse / CELL * (FINE if many else 1))
@@ -423,7 +422,8 @@ def backward(
 
     Arguments are as for ``forward``; upstream (B,) and grad (B · C,) are float32.
     """
-    pieces, scratch = np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32), room(C)
+    pieces = np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
+    fine, place, within, _ = room(C)
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
         if where[b, STATUS] != DONE or upstream[b] == 0:
@@ -432,7 +432,7 @@ def backward(
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
         top = number(where[b, TOP])
         rest = read(
-            scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream[b], weights, most, where, b, scratch,
-            pieces, grad,
+            scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream[b], weights, most, where, b, fine,
+            place, within, pieces, grad,
         )  # fmt: skip
         grad[base + y] = -rest

@@ -36,12 +36,12 @@ from lossmith.threshold.tables import MOMENTS
 @jit
 def survey(bits, place, C, top, state, first_row, last_row):
     """The highest of the rivals of each row, as float32, and whether the row holds NaN (2), +inf (1) or neither (0)."""
-    scratch = room(C)
+    blocks = room(C)[3]
     for b in range(first_row, last_row):
         top[b], state[b] = -np.inf, 0
         if place[b] == -2:
             continue
-        high, low = strongest(bits, b * C, C, place[b], scratch)
+        high, low = strongest(bits, b * C, C, place[b], blocks)
         if high > INFINITY or low < MINUS_INFINITY:
             state[b] = 2
         elif high == INFINITY:
@@ -64,13 +64,14 @@ def plan(lead, inverse, lowest, depth, high, hopeless, coarsest, guess, where):
 @jit
 def collect(scores, bits, place, C, top, inverse, rows, where, moments, occupied, slots, sizes, first, last):
     """The moments of this rank's rivals of rows[first … last], and what ``fill`` says of them; moments are zeros before."""
-    scratch = room(C)
+    fine, spot, within, blocks = room(C)
     for k in range(first, last):
         b = rows[k]
-        strongest(bits, b * C, C, place[b], scratch)
+        strongest(bits, b * C, C, place[b], blocks)
         n, used, pitch = fill(
-            scores, b * C, C, place[b], top[b], inverse[b], int(where[b, CELLS]), scratch, moments[k], occupied[k], slots[k]
-        )
+            scores, b * C, C, place[b], top[b], inverse[b], int(where[b, CELLS]), fine, spot, within, blocks,
+            moments[k], occupied[k], slots[k],
+        )  # fmt: skip
         sizes[k, 0], sizes[k, 1], where[b, CELLS] = n, pitch, used
 
 
@@ -87,10 +88,12 @@ def add_up(waiting, moments, occupied, slots, sizes, log_cdf, rows, where, sums,
 @jit
 def conclude(waiting, rows, sums, at, log_prob, lead, steepness, log_p, weights, most, where, first, last):
     """From the sums of all ranks: log p and the thresholds' weights of rows that are resolved, finer thresholds of others."""
-    scratch = desk()
+    logs, exponent, product, terms, powers = desk()
     for i in range(first, last):
         b = rows[waiting[i]]
-        decide(sums[at[i] :], log_prob, lead[b], steepness, scratch, log_p, weights, most, where, b)
+        decide(
+            sums[at[i] :], log_prob, lead[b], steepness, logs, exponent, product, terms, powers, log_p, weights, most, where, b
+        )
 
 
 @jit
@@ -98,15 +101,16 @@ def backward(
     scores, bits, place, C, top, inverse, slope_by_cell, slope, upstream, weights, most, where, grad, rest, first_row, last_row
 ):
     """The gradient in this rank's rivals, and its sum in each row, (B,) float64; zeros at the target and where not DONE."""
-    pieces, scratch = np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32), room(C)
+    pieces = np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
+    fine, spot, within, _ = room(C)
     for b in range(first_row, last_row):
         base, y = b * C, place[b]
         if where[b, STATUS] != DONE or upstream[b] == 0:
             clear(grad, base, base + C)
             continue
         rest[b] = read(
-            scores, bits, base, C, y, top[b], inverse[b], slope_by_cell, slope, upstream[b], weights, most, where, b, scratch,
-            pieces, grad,
+            scores, bits, base, C, y, top[b], inverse[b], slope_by_cell, slope, upstream[b], weights, most, where, b, fine,
+            spot, within, pieces, grad,
         )  # fmt: skip
         if y >= 0:
             grad[base + y] = 0
