@@ -24,6 +24,7 @@ ORDER = [
     "noise",
     "qlog",
     "threshold",
+    "distributed",
     "ranking",
     "functional",
     "choice",

@@ -20,14 +20,14 @@ def has_values(tensor: Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # no public name tells
 
 
-def check_scores(scores: Tensor) -> None:
-    """Refuse what is not a floating-point tensor of shape (…, C ≥ 2)."""
+def check_scores(scores: Tensor, least: int = 2) -> None:
+    """Refuse what is not a floating-point tensor of shape (…, C ≥ ``least``)."""
     if not isinstance(scores, Tensor):
         raise TypeError(f"scores: expected a torch.Tensor, got {type(scores).__name__}")
     if not scores.is_floating_point():
         raise TypeError(f"scores: expected a floating-point tensor, got {scores.dtype}; pass raw model outputs")
-    if scores.dim() == 0 or scores.shape[-1] < 2:
-        raise ValueError(f"scores: expected shape (…, C) with C ≥ 2 classes, got {tuple(scores.shape)}")
+    if scores.dim() == 0 or scores.shape[-1] < least:
+        raise ValueError(f"scores: expected shape (…, C) with C ≥ {least} classes, got {tuple(scores.shape)}")
 
 
 def check_score_values(scores: Tensor) -> None:

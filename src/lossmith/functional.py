@@ -6,9 +6,12 @@ and return their own type.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from lossmith import distributed
 from lossmith import noise as noises
 from lossmith.checks import (
     check_score_values,
@@ -24,6 +27,9 @@ from lossmith.noise import Noise
 from lossmith.qlog import neg_log_q
 from lossmith.ranking import expected_auc, expected_average_precision
 from lossmith.threshold import argmax, reference, select
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = [
     "argmax_log_prob",
@@ -44,6 +50,7 @@ def argmax_log_prob(
     scale: float | Tensor = 1.0,
     margin: float | None = None,
     ignore_index: int | None = None,
+    class_group: ProcessGroup | None = None,
 ) -> Tensor:
     r"""Log-probability that the target has the highest noisy score.
 
@@ -61,6 +68,14 @@ def argmax_log_prob(
         scale: σ > 0: a number, or a tensor that broadcasts to ``scores[..., :1]``; a tensor receives gradients.
         margin: caps the lead z_y − z_j that still earns credit, ≥ 0, in units of the scores; no gradient flows beyond it.
         ignore_index: a target that asks for nothing: the result is 0 without a gradient, whatever its row of scores holds.
+        class_group: a ``torch.distributed.ProcessGroup`` whose ranks hold the classes, in rank order: each passes its own
+            scores (…, C_r), C_r ≥ 1, and the same targets, which count the classes of all ranks. Every rank gets the same
+            result and, once each calls backward with the same upstream gradient, the gradient in its own scores. Sums at
+            thresholds cross the network, never scores: 50 to 130 numbers a row where the fused kernel serves, 230 to 800
+            elsewhere (Student's t: up to 2,600; Gumbel: 1). Not for noise with kinks and second derivatives.
+            ``torch.distributed.group.WORLD`` is None before ``init_process_group``, and then means unsharded: make the loss
+            after it. Traced by ``torch.compile`` it raises NotImplementedError: compile the model without its loss, or wrap
+            the loss in ``torch.compiler.disable``.
 
     Returns:
         (…) log-probabilities, ≤ 0; dtype and device of ``scores``; differentiable twice (not at ties with uniform and
@@ -68,7 +83,7 @@ def argmax_log_prob(
 
     Raises:
         TypeError: scores are not floating point, or targets not integer.
-        ValueError: a shape, class index, scale or margin out of range.
+        ValueError: a shape, class index, scale or margin out of range. With a ``class_group`` every rank raises if one does.
 
     Range: float64 within 1e-9 · max(1, |log p|) and the gradient within 1e-7 relative, float32 p within 1e-6 and log p within
     1e-5 relative, for C from 2 to 50,000 and leads to ±50 scales, every noise (``lossmith bench accuracy``).
@@ -86,10 +101,14 @@ def argmax_log_prob(
     tensor([0.6285], dtype=torch.float64)
     """
     distribution = noises.get(noise)
-    check_scores(scores)
-    check_target_type(target, scores)
     if margin is not None and not margin >= 0:
         raise ValueError(f"margin: expected a number ≥ 0 in units of the scores, got {margin}")
+    if class_group is not None:
+        distributed.check_group(class_group, distribution)
+        if distributed.size(class_group) > 1:
+            return distributed.argmax_log_prob(lambda: (scores, target), distribution, scale, margin, ignore_index, class_group)
+    check_scores(scores)
+    check_target_type(target, scores)
     z = _compute_type(scores)
     scale = checked_scale(scale, z)
     if margin is not None:

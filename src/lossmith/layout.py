@@ -12,18 +12,18 @@ from lossmith.checks import check_scores, check_target
 Reduction = Literal["mean", "sum", "none"]
 
 
-def classes_last(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def classes_last(scores: Tensor, target: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
     """Scores (C,), (N, C) or (N, C, d1, …) with the classes moved to the end, and the target likewise if it has classes.
 
     Raises:
         TypeError: scores are not floating point.
-        ValueError: fewer than two classes, or shapes that fit neither class indices nor class probabilities.
+        ValueError: fewer than ``least`` classes, or shapes that fit neither class indices nor class probabilities.
     """
     class_dim = 1 if scores.dim() > 1 else 0
     if scores.dim() == 0:
         raise ValueError("scores: expected shape (C,), (N, C) or (N, C, d1, …), got a single number")
     last = scores if class_dim == scores.dim() - 1 else scores.movedim(class_dim, -1)
-    check_scores(last)
+    check_scores(last, least)
     index_shape = scores.shape[:class_dim] + scores.shape[class_dim + 1 :]
     if target.is_floating_point() and target.shape == scores.shape:
         target = target.movedim(class_dim, -1)

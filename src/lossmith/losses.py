@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from lossmith import functional
+from lossmith import distributed, functional
 from lossmith import noise as noises
 from lossmith.checks import has_values
 from lossmith.layout import ClassificationLoss, Reduction, classes_last
 from lossmith.noise import Noise
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class AccuracyLoss(ClassificationLoss):
@@ -43,6 +46,12 @@ class AccuracyLoss(ClassificationLoss):
         over: where the mean over samples stands. "batch" gives one number a batch and takes reduction="mean" only.
         margin: caps the lead z_y − z_j that still earns credit; the loss then keeps a positive floor.
         standardize: first give the batch's scores mean 0 and variance 1 (``functional.standardize_scores``).
+        class_group: a ``torch.distributed.ProcessGroup`` whose ranks hold the classes, as a tensor-parallel last layer leaves
+            them (see ``functional.argmax_log_prob``). Each rank passes its own scores (N, C_r, d1, …) and the same class
+            indices, and calls backward; ``weight`` has an entry for every class of all ranks. Not with ``standardize``,
+            ``label_smoothing`` or class probabilities. ``torch.distributed.group.WORLD`` is None before ``init_process_group``,
+            and then means unsharded. A loss with a group cannot be pickled or deep-copied, as no group can; its
+            ``state_dict`` holds none. ``torch.compile`` cannot trace it: see there.
         weight, ignore_index, reduction, label_smoothing: as in ``torch.nn.CrossEntropyLoss``. As there, the mean over no
             sample at all is nan.
 
@@ -79,6 +88,7 @@ class AccuracyLoss(ClassificationLoss):
         label_smoothing: float = 0.0,
         *,
         standardize: bool = False,
+        class_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(weight=weight, ignore_index=ignore_index, reduction=reduction)
         if over not in ("sample", "batch"):
@@ -98,9 +108,17 @@ class AccuracyLoss(ClassificationLoss):
         self.margin = margin
         self.standardize = standardize
         self.label_smoothing = label_smoothing
+        self.class_group = class_group
+        if class_group is not None:
+            distributed.check_group(class_group, self.noise)
+            for name, value in (("standardize", standardize), ("label_smoothing", label_smoothing)):
+                if value:
+                    raise ValueError(f"{name}: not with class_group, got {value}; leave it out, or gather the scores")
 
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores against class indices or class probabilities."""
+        if self.class_group is not None:
+            return self._of_shards(scores, target, self.class_group)
         scores, target = classes_last(scores, target)
         if not target.is_floating_point() and not self.label_smoothing:
             return self._of_indices(scores, target)
@@ -128,7 +146,30 @@ class AccuracyLoss(ClassificationLoss):
         log_p = self._log_prob(scores, target, self.scale, self.ignore_index)
         if self.weight is None and self.over == "sample":
             return self.reduce(functional.neg_log_q(log_p, self.q), keep.sum())
-        weight = self.sample_weight(torch.where(keep, target, 0).long(), keep, scores)
+        return self._weighted(log_p, self.sample_weight(torch.where(keep, target, 0).long(), keep, scores))
+
+    def _of_shards(self, scores: Tensor, target: Tensor, group: ProcessGroup) -> Tensor:
+        """The loss of class indices where the classes lie on several ranks."""
+
+        def inputs() -> tuple[Tensor, Tensor]:
+            z, index = classes_last(scores, target, least=1 if distributed.size(group) > 1 else 2)
+            if index.is_floating_point():
+                raise ValueError("target: expected class indices with class_group, got class probabilities; gather the scores")
+            return z, index
+
+        if distributed.size(group) == 1:
+            return self._of_indices(*inputs())
+        weights = None if self.weight is None else self.weight.numel()
+        ignored = self.ignore_index
+        log_p = distributed.argmax_log_prob(inputs, self.noise, self.scale, self.margin, ignored, group, weights)
+        keep = target != ignored
+        weight = keep.to(log_p)
+        if self.weight is not None:
+            weight = weight * self.weight.to(log_p)[torch.where(keep, target, 0).long()]
+        return self._weighted(log_p, weight)
+
+    def _weighted(self, log_p: Tensor, weight: Tensor) -> Tensor:
+        """The loss of samples (…) that weigh (…)."""
         if self.over == "batch":
             return self._of_the_batch(log_p, weight)
         log_p = torch.where(weight == 0, 0.0, log_p)

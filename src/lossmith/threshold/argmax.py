@@ -146,6 +146,13 @@ def _cuda(device: torch.device) -> Any:
 @lru_cache(maxsize=256)
 def _forward_slots(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
     """What a job needs of the noise, and the arrays to keep alive for it."""
+    arrays = forward_arrays(noise, classes)
+    return _kernels().slots(arrays), arrays
+
+
+@lru_cache(maxsize=256)
+def forward_arrays(noise: str, classes: int) -> list[NDArray[Any]]:
+    """log F and log f, the lowest thresholds, the depths, and numbers: high, hopeless, sure, coarsest, guess, steepness."""
     made = tables_of(noise)
     assert made is not None
     law, rivals = noises.by_key(noise), classes - 1
@@ -153,18 +160,17 @@ def _forward_slots(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
     highest_of_equals, edge = law.icdf(levels)
     steepness = rivals * (law.log_prob(edge) - law.log_cdf(edge)).exp()
     numbers = [made.high, made.hopeless, made.sure, made.coarsest, float(highest_of_equals), float(steepness)]
-    arrays = [*_flat_tables(noise)[:2], made.lowest, made.depth, np.array(numbers)]
-    return _kernels().slots(arrays), arrays
+    return [*flat_tables(noise)[:2], made.lowest, made.depth, np.array(numbers)]
 
 
 @lru_cache(maxsize=64)
 def _backward_slots(noise: str) -> tuple[NDArray[np.int64], Any]:
-    arrays = _flat_tables(noise)[2:]
+    arrays = flat_tables(noise)[2:]
     return _kernels().slots(arrays), arrays
 
 
 @lru_cache(maxsize=64)
-def _flat_tables(noise: str) -> list[NDArray[np.float32]]:
+def flat_tables(noise: str) -> list[NDArray[np.float32]]:
     """The tables of all levels, one after the other."""
     made = tables_of(noise)
     assert made is not None

@@ -16,7 +16,9 @@ from lossmith.threshold.vectors import WHOLE, add_multiples, float_of
 FINE = 8  # fine cells a cell
 
 # Not "nnan" and "ninf": infinities are met.
-jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
+_FAST = {"nsz", "arcp", "contract", "reassoc"}
+jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+inlined = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST, forceinline=True)  # once a row
 
 INFINITY = np.int32(0x7F800000)
 MINUS_INFINITY = np.int32(-0x7F800001)  # as an ordered key

@@ -42,6 +42,7 @@ from lossmith.threshold.cells import (
     deposit_fine,
     extremes_without,
     gather_fine,
+    inlined,
     interleave,
     jit,
     locate,
@@ -68,6 +69,7 @@ RESOLVED = 1e-2  # difference of even and odd thresholds that is no surprise
 NOTHING = 1e-8  # of the highest term: thresholds below are left out
 MAX_CELLS = int(1.5 * FARTHEST / CELL)
 DONE, SURE, LOST, HARD = 0, 1, 2, 3  # what became of a row; HARD: it is left to the reference
+OPEN, DIRECT, COMPLEMENT = 4, 5, 6  # sums are wanted: the first, for p, for 1 − p
 LEVEL, START, COUNT, CELLS, TOP, STATUS, COLUMNS = 0, 1, 2, 3, 4, 5, 6  # of ``where``; the strongest rival as a key
 
 exact = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nsz", "contract"})  # (x + R) − R stays
@@ -141,9 +143,23 @@ def _roughness(sums, exponent, above, steepness, h, count):
     return min(np.sqrt(float(bend)) / BEND, h * steepness * np.sqrt(max(float(g), 1.0)) / NARROW)
 
 
+@inlined
+def room(C):
+    """Scratch for ``fill`` and ``read`` of rows of C classes: moments of fine cells, places, the highest key of each block."""
+    fine = np.zeros((MAX_CELLS + WHOLE) * FINE * 3 if C >= MANY else 1, np.float32)
+    return fine, np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32), np.empty(C // BLOCK + 1, np.int32)
+
+
+@inlined
+def desk():
+    """Scratch for ``decide``."""
+    logs, exponent, product = np.empty(MOST, np.float32), np.empty(MOST, np.float32), np.empty(MOST, np.float32)
+    return logs, exponent, product, np.empty(MOST, np.float32), np.empty(MOMENTS, np.float32)
+
+
 @jit
-def _strongest(bits, base, C, y, blocks):
-    """Highest and lowest key of a target's rivals, and the highest of each block."""
+def strongest(bits, base, C, y, blocks):
+    """Highest and lowest key of a target's rivals, and the highest of each block; y = −1: all are rivals."""
     high, low = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
     for block in range((C + BLOCK - 1) // BLOCK):
         first = block * BLOCK
@@ -151,6 +167,131 @@ def _strongest(bits, base, C, y, blocks):
         blocks[block] = up
         high, low = max(high, up), min(low, down)
     return high, low
+
+
+@inlined
+def fill(scores, base, C, y, top, inverse, cells, fine, place, within, blocks, moments, occupied, slots):
+    """The moments of a row's rivals, into zeros: how many cells are occupied, one more than the last, and the pitch.
+
+    ``blocks`` as ``strongest`` left it; ``occupied`` and ``slots`` as for ``sum_pieces``.
+    """
+    many = C >= MANY
+    limit = cells * FINE if many else cells
+    pitch = whole(max(cells, C) + 1) if C <= FEW else whole(cells + 1)
+    per_cell = np.float32(inverse / CELL * (FINE if many else 1))
+    n, used = 0, 0
+    if C <= FEW:
+        locate(scores, base, base + C, top, per_cell, cells, place, within)
+        deposit_each(C, within, moments, pitch)
+        if y >= 0:
+            place[y] = cells
+        for j in range(C):
+            if place[j] < cells:
+                occupied[n], slots[n] = place[j], j
+                n += 1
+                used = max(used, place[j] + 1)
+        return n, used, pitch
+    cut = float(top) - cells * CELL / inverse
+    since = 0
+    for block in range((C + BLOCK - 1) // BLOCK):
+        if float(number(blocks[block])) > cut:
+            first = block * BLOCK
+            last = min(first + BLOCK, C)
+            locate(scores, base + first, base + last, top, per_cell, limit, place, within)
+            if first <= y < last:
+                place[y - first] = limit
+            if many:
+                interleave(last - first, place, pitch)
+                deposit_fine(last - first, place, within, fine, pitch)
+                since += last - first
+                if since >= FLUSH:
+                    gather_fine(fine, moments, pitch)
+                    since = 0
+            else:
+                deposit(last - first, place, within, moments, pitch)
+    if many:
+        gather_fine(fine, moments, pitch)
+    for c in range(cells):
+        if moments[c] > 0:
+            occupied[n], slots[n] = c, c
+            n += 1
+            used = c + 1
+    return n, used, pitch
+
+
+@inlined
+def open_row(t, lowest, depth, high, guess, coarsest, where, b):
+    """The first thresholds of a row, and how many cells below its strongest rival count."""
+    pace = int((t + FARTHEST) / PACE)
+    reach = max(t, guess, 0.0) + high
+    start = int(np.floor(lowest[pace] * (2 << coarsest)))
+    where[b, LEVEL], where[b, START], where[b, STATUS] = coarsest, start, OPEN
+    where[b, COUNT] = min(whole(int(np.ceil(reach * (2 << coarsest))) - start + 1), MOST)
+    return min(max(depth[pace], depth[pace + 1]), MAX_CELLS)
+
+
+@inlined
+def decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, out, weights, most, where, b):
+    """What follows from the sums at a row's thresholds: log p and the weights of the thresholds, or finer ones, or neither."""
+    level, start, count = int(where[b, LEVEL]), int(where[b, START]), int(where[b, COUNT])
+    h = 0.5 ** (1 + level)
+    own_cell = int(np.floor(-t / CELL))
+    powers[0] = 1
+    for m in range(1, MOMENTS):
+        powers[m] = powers[m - 1] * np.float32(2 * (own_cell + t / CELL) + 1)
+    clear(logs, 0, count)
+    add_pieces(logs, log_prob, row_length(level), by_cell(own_cell, level) + start, count, powers, 0, 1)
+    peak = np.float32(-np.inf)
+    for q in range(np.uint64(0), np.uint64(count)):
+        x = logs[q] + sums[q]
+        exponent[q] = x
+        peak = x if x > peak else peak
+    for q in range(np.uint64(0), np.uint64(count)):
+        exponent[q] -= peak
+    _exp_into(exponent, product, count)  # f e^G, in units of its peak
+    even, odd, biggest = _sums(product, count)
+    complement = where[b, STATUS] == COMPLEMENT
+    if where[b, STATUS] == OPEN and t > 0:
+        complement = np.log(h * (even + odd)) + float(peak) > -0.6931
+    if complement:
+        _exp_into(sums, exponent, count)
+        _exp_into(logs, terms, count)
+        _times_one_minus_exp(sums, exponent, terms, count)
+        even, odd, biggest = _sums(terms, count)
+        chosen = terms
+    else:
+        chosen = product
+    total = even + odd
+    difference = abs(even - odd) / total if total > 0 else 0.0
+    least = np.float32(NOTHING) * biggest
+    begin, end = 0, count - 1
+    while begin < end and chosen[begin] < least:
+        begin += 1
+    while end > begin and chosen[end] < least:
+        end -= 1
+    above = np.float32(float(peak) - np.log(max(float(biggest), 1e-37)) if complement else 0.0)
+    rough = _roughness(sums, exponent, above, steepness, h, count)
+    if not (rough <= 1 and difference <= RESOLVED):
+        finer = 1
+        while rough > 2.0**finer and finer < LEVELS:
+            finer += 1
+        wider = max(begin - 1, 0)
+        where[b, LEVEL], where[b, START] = level + finer, (start + wider) << finer
+        where[b, COUNT] = min(whole(((min(end + 1, count - 1) - wider) << finer) + 1), MOST)
+        where[b, STATUS] = HARD if level + finer >= LEVELS else COMPLEMENT if complement else DIRECT
+        return
+    where[b, START], where[b, COUNT] = start + begin, end - begin + 1
+    where[b, STATUS] = DONE if end - begin < most else HARD
+    if end - begin >= most:
+        return
+    if complement:
+        out[b] = np.log1p(-h * total)
+        share = h * np.exp(float(peak)) / (1 - h * total)
+    else:
+        out[b] = np.log(h * total) + float(peak)
+        share = 1 / total
+    for q in range(begin, end + 1):
+        weights[b * most + q - begin] = product[q] * share
 
 
 @jit
@@ -185,15 +326,10 @@ def forward(
     (B,) float32; weights (B · most,) float32, zeros; where (B, COLUMNS) int32. Returns two flags: whether a row holds NaN,
     +inf or nothing but −inf, or a target is none; and whether a row is HARD.
     """
-    many = C >= MANY
     moments = np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
-    fine = np.zeros((MAX_CELLS + WHOLE) * FINE * 3 if many else 1, np.float32)
-    blocks = np.empty(C // BLOCK + 1, np.int32)
-    place, within = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
-    sums, logs, exponent = np.empty(MOST, np.float32), np.empty(MOST, np.float32), np.empty(MOST, np.float32)
-    product, terms = np.empty(MOST, np.float32), np.empty(MOST, np.float32)
-    occupied, slots = np.empty(MAX_CELLS, np.int32), np.empty(MAX_CELLS, np.int32)
-    powers = np.empty(MOMENTS, np.float32)
+    sums, occupied, slots = np.empty(MOST, np.float32), np.empty(MAX_CELLS, np.int32), np.empty(MAX_CELLS, np.int32)
+    fine, place, within, blocks = room(C)
+    logs, exponent, product, terms, powers = desk()
     bad, hard = False, False
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
@@ -204,7 +340,7 @@ def forward(
             bad = True
             continue
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
-        high_key, low_key = _strongest(bits, base, C, y, blocks)
+        high_key, low_key = strongest(bits, base, C, y, blocks)
         own = scores[base + y]
         bottom_score, top = float(number(low_key)), number(high_key)
         if high_key >= INFINITY or low_key < MINUS_INFINITY or not own < np.inf or (top == -np.inf and own == -np.inf):
@@ -220,119 +356,62 @@ def forward(
         if t < hopeless or not inverse < 1e30:
             where[b, STATUS], hard = HARD, True
             continue
-        pace = int((t + FARTHEST) / PACE)
-        bottom = lowest[pace]
-        cells = min(max(depth[pace], depth[pace + 1]), MAX_CELLS)
+        cells = open_row(t, lowest, depth, high, guess, coarsest, where, b)
         cells = int(min((float(top) - bottom_score) * inverse / CELL + 1, cells))
-        # Moments
-        pitch = whole(max(cells, C) + 1) if C <= FEW else whole(cells + 1)
-        per_cell = np.float32(inverse / CELL * (FINE if many else 1))
-        n, used = 0, 0
-        if C <= FEW:
-            locate(scores, base, base + C, top, per_cell, cells, place, within)
-            deposit_each(C, within, moments, pitch)
-            place[y] = cells
-            for j in range(C):
-                if place[j] < cells:
-                    occupied[n], slots[n] = place[j], j
-                    n += 1
-                    used = max(used, place[j] + 1)
-        else:
-            cut = float(top) - cells * CELL / inverse
-            since = 0
-            for block in range((C + BLOCK - 1) // BLOCK):
-                if float(number(blocks[block])) > cut:
-                    first = block * BLOCK
-                    last = min(first + BLOCK, C)
-                    locate(scores, base + first, base + last, top, per_cell, cells * FINE if many else cells, place, within)
-                    if first <= y < last:
-                        place[y - first] = cells * FINE if many else cells
-                    if many:
-                        interleave(last - first, place, pitch)
-                        deposit_fine(last - first, place, within, fine, pitch)
-                        since += last - first
-                        if since >= FLUSH:
-                            gather_fine(fine, moments, pitch)
-                            since = 0
-                    else:
-                        deposit(last - first, place, within, moments, pitch)
-            if many:
-                gather_fine(fine, moments, pitch)
-            for c in range(cells):
-                if moments[c] > 0:
-                    occupied[n], slots[n] = c, c
-                    n += 1
-                    used = c + 1
-        # Thresholds
-        own_cell = int(np.floor(-t / CELL))
-        powers[0] = 1
-        for m in range(1, MOMENTS):
-            powers[m] = powers[m - 1] * np.float32(2 * (own_cell + t / CELL) + 1)
-        reach = max(t, guess, 0.0) + high
-        level, first_time = coarsest, True
-        start = int(np.floor(bottom * (2 << level)))
-        count = min(whole(int(np.ceil(reach * (2 << level))) - start + 1), MOST)
-        complement = False
-        state = HARD
-        while level < LEVELS:
-            h = 0.5 ** (1 + level)
+        n, used, pitch = fill(scores, base, C, y, top, inverse, cells, fine, place, within, blocks, moments, occupied, slots)
+        while where[b, STATUS] > HARD:
+            level, start, count = int(where[b, LEVEL]), int(where[b, START]), int(where[b, COUNT])
             sum_pieces(sums, log_cdf, level, start, count, occupied, slots, n, moments, pitch)
-            clear(logs, 0, count)
-            add_pieces(logs, log_prob, row_length(level), by_cell(own_cell, level) + start, count, powers, 0, 1)
-            peak = np.float32(-np.inf)
-            for q in range(np.uint64(0), np.uint64(count)):
-                x = logs[q] + sums[q]
-                exponent[q] = x
-                peak = x if x > peak else peak
-            for q in range(np.uint64(0), np.uint64(count)):
-                exponent[q] -= peak
-            _exp_into(exponent, product, count)  # f e^G, in units of its peak
-            even, odd, biggest = _sums(product, count)
-            if first_time and t > 0:
-                complement = np.log(h * (even + odd)) + float(peak) > -0.6931
-            if complement:
-                _exp_into(sums, exponent, count)
-                _exp_into(logs, terms, count)
-                _times_one_minus_exp(sums, exponent, terms, count)
-                even, odd, biggest = _sums(terms, count)
-                chosen = terms
-            else:
-                chosen = product
-            total = even + odd
-            difference = abs(even - odd) / total if total > 0 else 0.0
-            least = np.float32(NOTHING) * biggest
-            begin, end = 0, count - 1
-            while begin < end and chosen[begin] < least:
-                begin += 1
-            while end > begin and chosen[end] < least:
-                end -= 1
-            above = np.float32(float(peak) - np.log(max(float(biggest), 1e-37)) if complement else 0.0)
-            rough = _roughness(sums, exponent, above, steepness, h, count)
-            if rough <= 1 and difference <= RESOLVED:
-                state = DONE if end - begin < most else HARD
-                break
-            finer, first_time = 1, False
-            while rough > 2.0**finer and finer < LEVELS:
-                finer += 1
-            wider = max(begin - 1, 0)
-            start = (start + wider) << finer
-            count = min(whole(((min(end + 1, count - 1) - wider) << finer) + 1), MOST)
-            level += finer
-        where[b, STATUS] = state
-        hard |= state == HARD
-        if state == DONE:
-            if complement:
-                out[b] = np.log1p(-h * total)
-                share = h * np.exp(float(peak)) / (1 - h * total)
-            else:
-                out[b] = np.log(h * total) + float(peak)
-                share = 1 / total
-            for q in range(begin, end + 1):
-                weights[b * most + q - begin] = product[q] * share
-            where[b, LEVEL], where[b, START], where[b, COUNT], where[b, CELLS] = level, start + begin, end - begin + 1, used
-            where[b, TOP] = high_key
+            decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, out, weights, most, where, b)
+        hard |= where[b, STATUS] == HARD
+        where[b, CELLS], where[b, TOP] = used, high_key
         clear(moments, 0, MOMENTS * pitch)
     return bad, hard
+
+
+@inlined
+def read(
+    scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream, weights, most, where, b, fine, place, within,
+    pieces, grad,
+):  # fmt: skip
+    """The gradient of a row that is DONE in its rivals, into ``grad`` from ``base`` on, and its sum; y = −1: all are rivals."""
+    many = C >= MANY
+    level, start, count, cells = where[b, LEVEL], where[b, START], where[b, COUNT], where[b, CELLS]
+    limit, per_cell = cells * FINE if many else cells, np.float32(inverse / CELL * (FINE if many else 1))
+    factor = np.float32(-float(upstream) * inverse)
+    rest = 0.0
+    if C <= FEW:
+        locate(scores, base, base + C, top, per_cell, cells, place, within)
+        if y >= 0:
+            place[y] = cells
+        for j in range(C):
+            g = np.float32(0)
+            if place[j] < cells:
+                g = factor * slope_at(slope_by_cell, level, start, count, weights, b * most, place[j], within[j])
+            grad[base + j] = g
+            rest += float(g)
+        return rest
+    pitch = whole(cells + 1)
+    pieces_of(weights, b * most, slope, level, start, count, factor, cells, pieces, pitch)
+    if many:
+        spread_fine(pieces, fine, pitch)
+    cut = float(top) - cells * CELL / inverse
+    for first in range(0, C, BLOCK):
+        last = min(first + BLOCK, C)
+        if many:
+            up, _ = extremes_without(bits, base + first, base + last, base + y)
+            if float(number(up)) <= cut:
+                clear(grad, base + first, base + last)
+                continue
+        locate(scores, base + first, base + last, top, per_cell, limit, place, within)
+        if first <= y < last:
+            place[y - first] = limit
+        if many:
+            interleave(last - first, place, pitch)
+            rest += read_off_fine(grad, base + first, last - first, place, within, fine, pitch)
+        else:
+            rest += read_off(grad, base + first, last - first, place, within, pieces, pitch)
+    return rest
 
 
 @jit
@@ -343,49 +422,17 @@ def backward(
 
     Arguments are as for ``forward``; upstream (B,) and grad (B · C,) are float32.
     """
-    many = C >= MANY
     pieces = np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
-    fine = np.zeros((MAX_CELLS + WHOLE) * FINE * 3 if many else 1, np.float32)
-    place, within = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
+    fine, place, within, _ = room(C)
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
         if where[b, STATUS] != DONE or upstream[b] == 0:
             clear(grad, base, base + C)
             continue
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
-        top, per_cell = number(where[b, TOP]), np.float32(inverse / CELL * (FINE if many else 1))
-        level, start, count, cells = where[b, LEVEL], where[b, START], where[b, COUNT], where[b, CELLS]
-        factor = np.float32(-float(upstream[b]) * inverse)
-        rest = 0.0
-        if C <= FEW:
-            locate(scores, base, base + C, top, per_cell, cells, place, within)
-            place[y] = cells
-            for j in range(C):
-                g = np.float32(0)
-                if place[j] < cells:
-                    g = factor * slope_at(slope_by_cell, level, start, count, weights, b * most, place[j], within[j])
-                grad[base + j] = g
-                rest += float(g)
-            grad[base + y] = -rest
-            continue
-        pitch = whole(cells + 1)
-        pieces_of(weights, b * most, slope, level, start, count, factor, cells, pieces, pitch)
-        if many:
-            spread_fine(pieces, fine, pitch)
-        cut = float(top) - cells * CELL / inverse
-        for first in range(0, C, BLOCK):
-            last = min(first + BLOCK, C)
-            if many:
-                up, _ = extremes_without(bits, base + first, base + last, base + y)
-                if float(number(up)) <= cut:
-                    clear(grad, base + first, base + last)
-                    continue
-            locate(scores, base + first, base + last, top, per_cell, cells * FINE if many else cells, place, within)
-            if first <= y < last:
-                place[y - first] = cells * FINE if many else cells
-            if many:
-                interleave(last - first, place, pitch)
-                rest += read_off_fine(grad, base + first, last - first, place, within, fine, pitch)
-            else:
-                rest += read_off(grad, base + first, last - first, place, within, pieces, pitch)
+        top = number(where[b, TOP])
+        rest = read(
+            scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream[b], weights, most, where, b, fine,
+            place, within, pieces, grad,
+        )  # fmt: skip
         grad[base + y] = -rest

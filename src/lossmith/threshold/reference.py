@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from lossmith.noise import Noise
 from lossmith.special import LOG_2, leader_from_rivals, log1mexp
 from lossmith.threshold import kinks
-from lossmith.threshold.panels import INSPECTED, Panels, Rule, between, cut, gauss, nodes_of, refine, screen
+from lossmith.threshold.panels import INSPECTED, Integrand, Panels, Rule, between, cut, gauss, nodes_of, refine, screen
 from lossmith.threshold.rank import log_tail, log_tails
 
 RULES = {torch.float64: Rule(drop=38.0, error=1e-17), torch.float32: Rule(drop=19.0, error=1e-8)}
@@ -74,13 +74,10 @@ def log_prob(scores: Tensor, target: Tensor, noise: Noise, rank: int = 1) -> Ten
     def log_integrands(rivals: Tensor, u: Tensor) -> Tensor:
         return noise.log_prob(u).unsqueeze(-1) + torch.stack(log_tails(rivals, u, noise, rank), -1)
 
-    def smaller(total: Tensor) -> Tensor:
-        return (total == total.amin(-1, keepdim=True)) & (total > total.new_tensor([-math.inf, LEAST]))
-
     with torch.no_grad():
         highest = rivals.amax(-1, keepdim=True)
         anchors = torch.cat([torch.zeros_like(highest), highest.nan_to_num(neginf=0.0)], -1)
-        edges = _around(anchors, noise)
+        edges = around(anchors, noise)
         panels, total = _place(edges, anchors, rivals, centred, noise, log_integrands, smaller, RULES[dtype])
         complement = total[:, 1] < total[:, 0]
         ends, exists = nodes_of(panels, len(scores))
@@ -139,7 +136,7 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
         present = ~removed
         steps = torch.linspace(0, 1, math.ceil(spread / WIDE) + 1, dtype=z.dtype, device=z.device)
         anchors = torch.cat([lowest, torch.zeros_like(lowest)], -1)
-        edges = torch.cat([_around(anchors, noise), lowest * steps], -1)
+        edges = torch.cat([around(anchors, noise), lowest * steps], -1)
         panels, _ = _place(edges, anchors, finite, centred, noise, log_integrands, lambda _: present, RULES[dtype])
         ends, exists = nodes_of(panels, len(scores))
     if noise.kinks:
@@ -170,7 +167,12 @@ def _log_probs_one_by_one(scores: Tensor, noise: Noise) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def _around(anchors: Tensor, noise: Noise) -> Tensor:
+def smaller(total: Tensor) -> Tensor:
+    """Which of the log integrals of p and 1 − p, (rows, 2), is wanted: the smaller, unless it is nothing."""
+    return (total == total.amin(-1, keepdim=True)) & (total > total.new_tensor([-math.inf, LEAST]))
+
+
+def around(anchors: Tensor, noise: Noise) -> Tensor:
     """Edges at growing distances from the places (rows, m) where the integrand may bend."""
     distance = _distances(noise)
     around = (_location(noise)[0] + torch.cat([-distance.flip(0), distance])).to(anchors)
@@ -188,13 +190,26 @@ def _place(
     rule: Rule,
 ) -> tuple[Panels, Tensor]:
     """Panels for the integrands, from edges (rows, m) around the anchors, and the log integrals (rows, outputs)."""
-    rows, classes = rivals.shape
-    step = max(1, CHUNK // (classes * len(INSPECTED)))
+    step = max(1, CHUNK // (rivals.shape[1] * len(INSPECTED)))
 
     def integrand(row: Tensor, u: Tensor) -> Tensor:
         blocks = zip(row.split(step), u.split(step), strict=True)
         return torch.cat([log_integrands(rivals[i], block) for i, block in blocks])
 
+    return place(edges, anchors, all_scores, noise, integrand, wanted, rule)
+
+
+def place(
+    edges: Tensor,
+    anchors: Tensor,
+    all_scores: Tensor,
+    noise: Noise,
+    integrand: Integrand,
+    wanted: Callable[[Tensor], Tensor],
+    rule: Rule,
+) -> tuple[Panels, Tensor]:
+    """As ``_place``, for any integrand; ``all_scores``, which put kinks where they stand, matter for noise with kinks only."""
+    rows = len(edges)
     panels = between(edges.sort(-1).values, least=2 * float(_location(noise)[1]))
     if noise.kinks:  # of the anchors at least, else both ends of a panel may lie outside the support
         panels = cut(panels, kinks.positions(anchors, noise))

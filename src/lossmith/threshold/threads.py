@@ -72,6 +72,15 @@ def _openmp() -> Callable[[int, int, int, int], None] | None:
     return found
 
 
+def in_parts(work: Callable[[int, int], Any], count: int, size: int) -> None:
+    """``work(first, last)`` over 0 … count in ``size`` Python threads, this one among them; for work without Python's lock."""
+    step = max(1, -(-count // size))
+    others = [_threads().submit(work, first, min(first + step, count)) for first in range(step, count, step)]
+    work(0, min(step, count))
+    for other in others:
+        other.result()
+
+
 def apart(work: Callable[[], T]) -> T:
     """``work()`` in another thread: inside an operator of torch's, this one records nothing for differentiation."""
     return _threads().submit(work).result()
