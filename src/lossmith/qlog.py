@@ -20,7 +20,8 @@ def neg_log_q(log_m: Tensor, q: float) -> Tensor:
 
     Returns:
         The loss, same shape and dtype, computed as −expm1((1−q)·log m)/(1−q): no digits are lost at m → 1, as they are in
-        1 − exp(log m), nor any of the slope m^−q as m → 0. For q > 1 it overflows to inf once (q−1)·(−log m) exceeds the range of exp (709 in float64).
+        1 − exp(log m), nor any of the slope m^−q as m → 0. For q > 1 it overflows to inf once (q−1)·(−log m) exceeds the
+        range of exp (709 in float64).
 
     Raises:
         ValueError: q is negative or not finite.
