@@ -149,6 +149,22 @@ def test_kernels_beside_a_rival_as_json_and_as_a_figure(tmp_path: Path) -> None:
     assert "reference" in table.stdout
 
 
+def test_growth_with_the_rows_is_drawn_beside_that_with_the_classes(tmp_path: Path) -> None:
+    cost = kernels.Cost(1e-3, 9e-4, 2e-3, 1.0, 1.0)
+
+    def result(shape: tuple[int, int], scores: str) -> kernels.Result:
+        return kernels.Result(*shape, scores, "cpu", {"cross-entropy": cost, "lossmith": cost})
+
+    batches = kernels.shapes(())
+    assert len({rows for rows, C in batches if C == kernels.GROWTH_CLASSES}) == len(kernels.GROWTH) + 1
+    heights = []
+    for shapes in (kernels.shapes((3, 5000)), batches):
+        path = tmp_path / f"{len(shapes)}.png"
+        kernels.plot([result(shape, scores) for shape in shapes for scores in ("flat", "peaked")], path)
+        heights.append(int.from_bytes(path.read_bytes()[20:24], "big"))  # of a PNG
+    assert heights[1] == 2 * heights[0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -203,7 +203,7 @@ def kernels(classes: tuple[int, ...], noise: str, rivals: tuple[str, ...], plot:
     """Print what forward and backward of AccuracyLoss cost beside cross-entropy, on flat and on peaked scores.
 
     The losses take turns on the same tensors; times are medians (20 % to 80 %) in milliseconds, memory is the peak in
-    multiples of the scores'. Takes some seconds a class count.
+    multiples of the scores'. Takes some seconds a batch; without --classes, further batches show how time grows with rows.
     """
     from lossmith import noise as noises
     from lossmith.bench import kernels as study
@@ -212,12 +212,12 @@ def kernels(classes: tuple[int, ...], noise: str, rivals: tuple[str, ...], plot:
         noises.get(noise)
     except ValueError as error:
         raise InputError(f"--{error}") from None
-    counts = classes or study.CLASSES
-    if min(counts) < 2:
-        raise InputError(f"--classes: expected at least 2, got {min(counts)}")
+    if classes and min(classes) < 2:
+        raise InputError(f"--classes: expected at least 2, got {min(classes)}")
     others = {path: study.rival_of(path) for path in rivals}
-    with _progress("kernels", 2 * len(counts)) as show:
-        results = list(study.measure(tuple(counts), noise, others, show))
+    batches = study.shapes(classes)
+    with _progress("kernels", 2 * len(batches)) as show:
+        results = list(study.measure(batches, noise, others, show))
     if plot:
         study.plot(results, plot)
     if as_json:

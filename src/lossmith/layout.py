@@ -22,7 +22,8 @@ def classes_last(scores: Tensor, target: Tensor, least: int = 2) -> tuple[Tensor
     class_dim = 1 if scores.dim() > 1 else 0
     if scores.dim() == 0:
         raise ValueError("scores: expected shape (C,), (N, C) or (N, C, d1, …), got a single number")
-    check_scores(scores.movedim(class_dim, -1), least)
+    last = scores if class_dim == scores.dim() - 1 else scores.movedim(class_dim, -1)
+    check_scores(last, least)
     index_shape = scores.shape[:class_dim] + scores.shape[class_dim + 1 :]
     if target.is_floating_point() and target.shape == scores.shape:
         target = target.movedim(class_dim, -1)
@@ -31,7 +32,7 @@ def classes_last(scores: Tensor, target: Tensor, least: int = 2) -> tuple[Tensor
             f"target: expected class indices of shape {tuple(index_shape)} or floating-point class probabilities of shape "
             f"{tuple(scores.shape)}, got {target.dtype} of shape {tuple(target.shape)}"
         )
-    return scores.movedim(class_dim, -1), target
+    return last, target
 
 
 class ClassificationLoss(nn.Module):

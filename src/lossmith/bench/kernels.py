@@ -22,6 +22,8 @@ from lossmith.errors import InputError
 CLASSES = (2, 10, 100, 1000, 10_000, 50_000, 128_256)
 ELEMENTS = 3_200_000  # of a batch, at most
 ROWS = 256  # at most
+GROWTH = (16, 64, 1024, 4096, 16_384)  # rows of further batches, with GROWTH_CLASSES classes
+GROWTH_CLASSES = 100
 LEAD = 20.0  # of a trained model's targets, over scores of spread 2
 SECONDS = 3.0  # a shape
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -64,16 +66,23 @@ def rival_of(path: str) -> Loss:
     return found
 
 
-def measure(classes: tuple[int, ...], noise: str, rivals: dict[str, Loss], show: Callable[[int], None]) -> Iterator[Result]:
-    """Each class count, with flat and with peaked scores; the losses take turns."""
+def shapes(classes: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Rows and classes of the batches to measure; without class counts, all that the figure shows."""
+    chosen = [(min(ROWS, max(1, ELEMENTS // C)), C) for C in classes or CLASSES]
+    return chosen if classes else chosen + [(rows, GROWTH_CLASSES) for rows in GROWTH]
+
+
+def measure(
+    batches: list[tuple[int, int]], noise: str, rivals: dict[str, Loss], show: Callable[[int], None]
+) -> Iterator[Result]:
+    """Each batch (rows, classes), with flat and with peaked scores; the losses take turns."""
     losses: dict[str, Loss] = {
         "cross-entropy": torch.nn.functional.cross_entropy,
         "lossmith": lossmith.AccuracyLoss(noise=noise),
         **rivals,
     }
     done = 0
-    for C in classes:
-        rows = min(ROWS, max(1, ELEMENTS // C))
+    for rows, C in batches:
         for kind in ("flat", "peaked"):
             scores, target = _scores(rows, C, kind)
             _run(losses["lossmith"], scores, target)
@@ -169,24 +178,35 @@ def as_json(results: list[Result]) -> dict[str, Any]:
 
 
 def plot(results: list[Result], path: Path) -> None:
-    """Time against the number of classes, for flat and for peaked scores, as a figure."""
+    """Time a score against the number of classes and, where batches differ in their rows alone, against those, as a figure."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    kinds = ("flat", "peaked")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for axis, kind in zip(axes, kinds, strict=True):
-        chosen = [r for r in results if r.scores == kind]
-        x = [r.classes for r in chosen]
-        for name in chosen[0].costs:
-            each = [(r.costs[name], 1e9 / (r.rows * r.classes)) for r in chosen]
-            axis.plot(x, [c.median * to for c, to in each], marker="o", markersize=4, label=name)
-            axis.fill_between(x, [c.low * to for c, to in each], [c.high * to for c, to in each], alpha=0.2)
-        axis.set(xscale="log", yscale="log", xlabel="classes", title=f"{kind} scores")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("forward + backward, ns a score")
-    axes[0].legend(frameon=False)
+    by_classes = {r.classes: r for r in reversed(results)}  # the first of each
+    parts = {"classes": [r for r in results if r.rows == by_classes[r.classes].rows]}
+    by_rows = sorted((r for r in results if r.classes == GROWTH_CLASSES), key=lambda r: r.rows)
+    if len({r.rows for r in by_rows}) > 1:
+        parts[f"rows of {GROWTH_CLASSES} classes"] = by_rows
+    figure, axes = plt.subplots(
+        len(parts), 2, figsize=(9, 3.6 * len(parts)), sharey=True, sharex="row", squeeze=False, layout="constrained"
+    )
+    for line, (label, chosen) in zip(axes, parts.items(), strict=True):
+        for axis, kind in zip(line, ("flat", "peaked"), strict=True):
+            _draw(axis, [r for r in chosen if r.scores == kind], label.split()[0])
+            axis.set(xlabel=label, title=f"{kind} scores" if line is axes[0] else None)
+        line[0].set_ylabel("forward + backward, ns a score")
+    axes[0, 0].legend(frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _draw(axis: Any, results: list[Result], field: str) -> None:
+    x = [getattr(r, field) for r in results]
+    for name in results[0].costs:
+        each = [(r.costs[name], 1e9 / (r.rows * r.classes)) for r in results]
+        axis.plot(x, [c.median * to for c, to in each], marker="o", markersize=4, label=name)
+        axis.fill_between(x, [c.low * to for c, to in each], [c.high * to for c, to in each], alpha=0.2)
+    axis.set(xscale="log", yscale="log")
+    axis.grid(alpha=0.3)

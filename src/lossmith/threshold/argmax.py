@@ -119,7 +119,7 @@ def _give_up(kernel: str, error: Exception) -> None:
 
 
 def _outputs(scores: Tensor, noise: str) -> tuple[Tensor, Tensor, Tensor]:
-    rows, most = len(scores), MOST if noise == "normal" else MOST_WIDE
+    rows, most = scores.shape[0], MOST if noise == "normal" else MOST_WIDE
     return (
         scores.new_empty(rows),
         scores.new_zeros((rows, most), dtype=torch.float32),

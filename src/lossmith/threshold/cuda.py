@@ -1,6 +1,6 @@
 r"""log P(the target wins) and its gradient for float32 rows on a GPU: one Triton kernel each way, one program a row.
 
-The integral, its thresholds and the choice between p and 1 − p are those of ``cpu``; what differs is the sum over classes,
+The integral and the choice between p and 1 − p are those of ``cpu``; what differs is the sum over classes,
 
     G(u_q) = Σ_{j≠y} log F(u_q − x_j),        g_j = −(upstream / σ) Σ_q w_q r(u_q − x_j),
 
@@ -22,8 +22,8 @@ backward. A CUDA graph cannot be captured: that would leave such rows wrong.
 **Bad values.** A row that holds NaN, +inf or nothing but −inf, or whose target is no class, gives NaN and a gradient of NaN.
 
 **Measured.** Under Triton's interpreter, on the CPU, against the reference in float64 (``tests/test_cuda.py``). Compiled for
-compute capability 9.0 they spill no registers; they have not run on a GPU yet, and nothing is known of their speed. So the first
-call on a device compares a few rows with the reference (``check``).
+compute capability 9.0 they spill no registers; they have not run on a GPU yet, and nothing is known of their speed. So the
+first call on a device compares a few rows with the reference (``check``).
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ from lossmith.threshold.tables import ABOVE, CELL, FARTHEST, LEVELS, MOMENTS, PA
 WIDE = 512  # classes that are passed over, or not, together
 TILE = 16  # classes of a tile; at 16 elements of one a thread, registers do not spill
 MOST = 96  # thresholds kept for backward up to which fewer are computed at a time
-RESOLVED, NOTHING, MAX_CELLS = 5e-4, 1e-8, int(1.5 * FARTHEST / CELL)  # as in ``cpu``
+RESOLVED = 5e-4  # difference of even and odd thresholds, whose square is below float32's rounding
+NOTHING, MAX_CELLS = 1e-8, int(1.5 * FARTHEST / CELL)  # as in ``cpu``
 DONE, SURE, LOST, HARD, BAD = 0, 1, 2, 3, 4  # what became of a row, as in ``cpu``; BAD: a value that cannot be
 LEVEL, START, COUNT, CELLS, TOP, STATUS, COLUMNS = 0, 1, 2, 3, 4, 5, 6  # of ``where``, as in ``cpu``
 

@@ -190,8 +190,8 @@ def _sizes(panels: Panels, integrand: Integrand) -> _Sizes:
     finite = torch.where(highest.isneginf(), 0.0, highest)
     value = (log[:, :NODES] - finite.unsqueeze(-2)).exp()
     area = (value * LOG_WEIGHTS.exp().to(value).unsqueeze(-1)).sum(-2)
-    last = [(value * column.unsqueeze(-1)).sum(-2).abs() for column in LAST_COEFFICIENTS.to(value).unbind(-1)]
-    last = torch.stack(last).amax(0)
+    each = [(value * column.unsqueeze(-1)).sum(-2).abs() for column in LAST_COEFFICIENTS.to(value).unbind(-1)]
+    last = torch.stack(each).amax(0)
     scale, log_width = finite + width.log(), width.log()
     told_apart = INSIDE * width > 8 * torch.finfo(u.dtype).eps * u.abs().amax(-1, keepdim=True)  # the ends, from what is beyond
     surprise = torch.where(told_apart, _surprise(log, peak, last.log() + finite), -math.inf)

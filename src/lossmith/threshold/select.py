@@ -87,8 +87,9 @@ def fast_kernel(scores: Tensor) -> str:
     return "cuda" if interpreted() and asked() != "cpu" else "cpu"
 
 
+@lru_cache(maxsize=1)
 def interpreted() -> bool:
-    """Whether Triton runs its kernels on the CPU, as it would if it were loaded now."""
+    """Whether Triton runs its kernels on the CPU; that is settled when it is loaded."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 

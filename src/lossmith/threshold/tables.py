@@ -92,10 +92,9 @@ def tables(noise: Noise) -> Tables | None:
     sure = lead[(doubt > -88).nonzero()[-1]].item()  # the logarithm of the smallest float32
     depth = torch.searchsorted(-noise.log_sf(lead), FAINT - noise.log_sf(lowest), right=True)
     depth = ((lead[depth.clamp_max(len(lead) - 1)] - lowest) / CELL).ceil().int() + 1
-    log_cdf, slope, slope_by_cell, log_prob = (tuple(column) for column in zip(*columns, strict=True))
-    return Tables(
-        log_cdf, slope, slope_by_cell, log_prob, lowest.numpy(), depth.numpy(), high, 2 * high - FARTHEST, sure, coarsest
-    )
+    by_kind = [tuple(column) for column in zip(*columns, strict=True)]
+    rest = lowest.numpy(), depth.numpy(), high, 2 * high - FARTHEST, sure, coarsest
+    return Tables(by_kind[0], by_kind[1], by_kind[2], by_kind[3], *rest)
 
 
 def _coarsest(noise: Noise) -> int | None:

@@ -89,8 +89,10 @@ def apart(work: Callable[[], T]) -> T:
 @contextmanager
 def announced() -> Iterator[None]:
     """For the import of kernels, of which the first on a machine compiles: it says so if it takes long."""
+    import numba  # noqa: F401  # which on a busy machine takes long enough itself
+
     message = "lossmith: compiling its kernels for this CPU, once; about half a minute"
-    notice = threading.Timer(2.0, lambda: print(message, file=sys.stderr, flush=True))
+    notice = threading.Timer(4.0, lambda: print(message, file=sys.stderr, flush=True))
     notice.daemon = True
     notice.start()
     try:
