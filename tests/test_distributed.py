@@ -182,10 +182,10 @@ EACH_GROUP = pytest.mark.parametrize(
 @EACH_DTYPE
 @EACH_GROUP
 def test_flat_spread_and_peaked_rows(ranks: Ranks, group: Any, sizes: list[int], dtype: torch.dtype) -> None:
-    cases = []
+    cases, rows = [], 5 if dtype == torch.float32 else 2
     for noise in ("normal", "gumbel", "logistic"):
         for seed, spread in enumerate((0.0, 0.1, 2.0, 15.0)):
-            cases.append((*scores_of(5, sum(sizes), spread, dtype, seed), sizes, {"noise": noise}))
+            cases.append((*scores_of(rows, sum(sizes), spread, dtype, seed), sizes, {"noise": noise}))
     ran = assert_right(ranks, group, cases)
     smooth = "cpu" if dtype == torch.float32 else "reference"
     assert ran == [smooth] * 4 + ["closed form"] * 4 + [smooth] * 4
@@ -482,8 +482,8 @@ def test_what_crosses_the_network(ranks: Ranks) -> None:
     scores, target = scores_of(64, 1000, 1.0, torch.float32)
     for forward, backward in ranks(WORLD, crossing, scores, target, [250] * 4):
         assert forward[0] == 3 * 64
-        assert len(forward) <= 1 + 5
-        assert sum(forward[1:]) < 200 * 64
+        assert len(forward) <= 1 + 3
+        assert sum(forward[1:]) < 130 * 64
         assert backward == [2 * 64]
 
 

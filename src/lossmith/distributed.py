@@ -58,7 +58,7 @@ def check_group(group: Any, noise: Noise) -> None:
         TypeError: no process group.
         ValueError: torch.distributed is not initialised; this process is not in the group; noise with kinks.
 
-    ``None`` never comes here: it means unsharded, and so does ``torch.distributed.group.WORLD`` before init_process_group,
+    None never comes here: it means unsharded, and so does ``torch.distributed.group.WORLD`` before ``init_process_group``,
     which is None until then.
     """
     import torch.distributed as dist

@@ -280,6 +280,10 @@ def decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers,
         where[b, COUNT] = min(whole(((min(end + 1, count - 1) - wider) << finer) + 1), MOST)
         where[b, STATUS] = HARD if level + finer >= LEVELS else COMPLEMENT if complement else DIRECT
         return
+    if complement:  # the gradient is that of e^G, which is nothing below its edge
+        least *= np.float32(np.exp(-float(peak)))
+        while begin < end and product[begin] < least:
+            begin += 1
     where[b, START], where[b, COUNT] = start + begin, end - begin + 1
     where[b, STATUS] = DONE if end - begin < most else HARD
     if end - begin >= most:
