@@ -360,7 +360,7 @@ def test_a_request_on_the_cpu_names_what_can_serve() -> None:
 
 
 def test_without_triton_the_obstacle_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(select, "interpreted", lambda: True)
     monkeypatch.setattr(select, "_has_triton", lambda: False)
     scores, target = scores_of(2, 4, 1.0)
     message = r"^kernel: 'cuda' cannot serve this call \(triton is not installed\); expected one of: cpu, reference$"

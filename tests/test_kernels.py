@@ -2,6 +2,7 @@
 
 import math
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import lossmith
 from lossmith import AccuracyLoss
 from lossmith.functional import argmax_log_prob
 from lossmith.noise import Custom, Logistic, Noise, Normal, StudentT
-from lossmith.threshold import argmax, cpu, reference, select, threads
+from lossmith.threshold import argmax, compiled, cpu, reference, select, threads
 from lossmith.threshold.tables import LEVELS, tables
 
 P, LOG_P, GRADIENT = 1e-6, 1e-5, 1e-5  # what float32 promises: p absolute, log p relative; the gradient against its row's norm
@@ -85,6 +86,16 @@ def test_leads_and_gaps(classes: int, noise: Noise) -> None:
     scores = 0.3 * torch.randn(len(leads), classes, generator=torch.Generator().manual_seed(3))
     scores[:, 1] = scores[:, [0, *range(2, classes)]].amax(-1) + leads
     assert_right(scores, torch.ones(len(leads), dtype=torch.int64), noise)
+
+
+@pytest.mark.parametrize("noise", ["normal", "logistic"])
+@pytest.mark.parametrize("classes", [10, 100, 1000, 5000])
+def test_no_row_that_training_meets_is_left_to_the_reference(classes: int, noise: str) -> None:
+    leads = torch.linspace(-40, 30, 141)
+    scores = torch.randn(len(leads), classes, generator=torch.Generator().manual_seed(classes))
+    scores[:, 0] = scores[:, 1:].amax(-1) + leads
+    assert not argmax._value(scores, torch.zeros(len(leads), dtype=torch.int64), torch.ones(1), noise, -100, "cpu")[1]
+    assert_right(scores[::20], torch.zeros(8, dtype=torch.int64), noise)
 
 
 @pytest.mark.parametrize("classes", [3, 5000])
@@ -430,7 +441,8 @@ def test_a_kernel_that_fails_falls_back_and_says_so(monkeypatch: pytest.MonkeyPa
         raise OSError("no such instruction")
 
     monkeypatch.setattr(argmax, "run_team", fails)
-    select.broken.clear()
+    monkeypatch.setattr(select, "broken", {})
+    monkeypatch.setattr(argmax, "broken", select.broken)
     monkeypatch.setattr(select._state, "asked", None)
     with pytest.warns(
         RuntimeWarning, match=r"^kernel 'cpu' failed \(OSError: no such instruction\); the reference runs instead$"
@@ -442,6 +454,24 @@ def test_a_kernel_that_fails_falls_back_and_says_so(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(
         torch.autograd.grad(argmax_log_prob(leaf, target).sum(), leaf)[0], expected[1]
     )  # no second warning
+
+
+# Compiling
+
+
+def test_a_kernel_is_compiled_anew_when_any_source_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "of_two_files.py"
+    source.write_text("def constant():\n    return NUMBER\n")
+
+    def compiled_with(number: int) -> int:
+        function = compiled.kernel()(runpy.run_path(str(source), {"NUMBER": number})["constant"])
+        found: int = function()
+        return found
+
+    assert compiled_with(1) == 1
+    assert compiled_with(2) == 1  # the file itself is what it was: numba's own cache sees no difference
+    monkeypatch.setattr(compiled, "SOURCES", "others")
+    assert compiled_with(2) == 2
 
 
 # Tables

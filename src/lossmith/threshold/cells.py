@@ -7,18 +7,16 @@ where it matters: numba lets others count from the end, which keeps a loop from 
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from lossmith.threshold.compiled import kernel
 from lossmith.threshold.tables import CELL, FARTHEST, MOMENTS, WIDTH
 from lossmith.threshold.vectors import WHOLE, add_multiples, float_of
 
 FINE = 8  # fine cells a cell
 
-# Not "nnan" and "ninf": infinities are met.
-_FAST = {"nsz", "arcp", "contract", "reassoc"}
-jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
-inlined = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST, forceinline=True)  # once a row
+_FAST = ("nsz", "arcp", "contract", "reassoc")  # not "nnan" and "ninf": infinities are met
+jit, inlined = kernel(*_FAST), kernel(*_FAST, inlined=True)
 
 INFINITY = np.int32(0x7F800000)
 MINUS_INFINITY = np.int32(-0x7F800001)  # as an ordered key

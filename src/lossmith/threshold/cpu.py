@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
 from lossmith.threshold.cells import (
@@ -56,6 +55,7 @@ from lossmith.threshold.cells import (
     sum_pieces,
     whole,
 )
+from lossmith.threshold.compiled import kernel
 from lossmith.threshold.tables import CELL, FARTHEST, LEVELS, MOMENTS, PACE
 from lossmith.threshold.vectors import WHOLE, float_of
 
@@ -72,7 +72,7 @@ DONE, SURE, LOST, HARD = 0, 1, 2, 3  # what became of a row; HARD: it is left to
 OPEN, DIRECT, COMPLEMENT = 4, 5, 6  # sums are wanted: the first, for p, for 1 − p
 LEVEL, START, COUNT, CELLS, TOP, STATUS, COLUMNS = 0, 1, 2, 3, 4, 5, 6  # of ``where``; the strongest rival as a key
 
-exact = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nsz", "contract"})  # (x + R) − R stays
+exact = kernel("nsz", "contract")  # (x + R) − R stays
 LOG2_E = np.float32(math.log2(math.e))
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)
 ROUND = np.float32(1.5 * 2**23)  # added and taken away, it leaves the nearest integer
@@ -254,9 +254,9 @@ def decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers,
     if where[b, STATUS] == OPEN and t > 0:
         complement = np.log(h * (even + odd)) + float(peak) > -0.6931
     if complement:
-        _exp_into(sums, exponent, count)
         _exp_into(logs, terms, count)
-        _times_one_minus_exp(sums, exponent, terms, count)
+        _exp_into(sums, logs, count)
+        _times_one_minus_exp(sums, logs, terms, count)
         even, odd, biggest = _sums(terms, count)
         chosen = terms
     else:

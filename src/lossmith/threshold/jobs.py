@@ -48,11 +48,6 @@ def array(job, place, dtype):
     return numba.carray(_pointer(job[at]), job[at + 1], dtype)
 
 
-def team_function(function: Any) -> Any:
-    """A C function of the pointer to a job."""
-    return numba.cfunc(numba.void(numba.types.voidptr), nopython=True, cache=True)(function)
-
-
 def slots(arrays: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
     """The part of a job for contiguous arrays, which must outlive it."""
     return np.array([(array.ctypes.data, array.size) for array in arrays], np.int64).ravel()

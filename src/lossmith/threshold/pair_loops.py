@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
+
+from lossmith.threshold.compiled import kernel
 
 LAPLACE, EXPONENTIAL, UNIFORM = 0, 1, 2
 POWERS = 16  # = pairs.TERMS
@@ -22,7 +23,7 @@ FOUND = 6  # numbers that ``survey`` finds in a chunk
 MOMENTS = 32  # numbers that ``windows`` keeps: five kinds of two sets' three moments
 
 # No reassociation: it would undo the two levels of the sums.
-jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+jit = kernel("contract")
 
 
 @jit

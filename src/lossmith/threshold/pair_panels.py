@@ -5,21 +5,15 @@ One thread's work: there are few panels, and torch's operators on so few numbers
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
 
+from lossmith.threshold.compiled import kernel
 from lossmith.threshold.pair_loops import POWERS
 
 ROWS, MATRICES = "float64[:, ::1]", "float64[:, :, ::1]"  # moments (panels, POWERS) and (…, POWERS, POWERS)
 
 
-def _compiled(signature: str) -> Any:
-    return numba.njit(signature, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-
-
-@_compiled(f"void({ROWS}, int64, {ROWS}, int64, {MATRICES}, int64)")
+@kernel("contract", signature=f"void({ROWS}, int64, {ROWS}, int64, {MATRICES}, int64)")
 def add_product(out, i, rows, j, matrices, k):
     """out_i += rows_j · matrix_k."""
     for b in range(POWERS):
@@ -28,7 +22,7 @@ def add_product(out, i, rows, j, matrices, k):
             out[i, a] += x * matrices[k, b, a]
 
 
-@_compiled(f"void({ROWS}, {ROWS}, {MATRICES})")
+@kernel("contract", signature=f"void({ROWS}, {ROWS}, {MATRICES})")
 def transform(out, rows, matrix):
     """out += rows · matrix."""
     for i in range(len(rows)):
@@ -36,7 +30,7 @@ def transform(out, rows, matrix):
             add_product(out, i, rows, i, matrix, 0)
 
 
-@_compiled(f"void({ROWS}, {ROWS}, {ROWS}, {ROWS}, int64, int64, int64[::1], {MATRICES}, {MATRICES})")
+@kernel("contract", signature=f"void({ROWS}, {ROWS}, {ROWS}, {ROWS}, int64, int64, int64[::1], {MATRICES}, {MATRICES})")
 def interact(high, low, by_high, by_low, start, near, distances, kernels, transposed):
     """Add the derivatives of Σ high_i · kernel_(i − j) · low_j over pairs at those distances and with parents near each other.
 
@@ -54,7 +48,7 @@ def interact(high, low, by_high, by_low, start, near, distances, kernels, transp
                 add_product(by_low, j, high, i, kernels, k)
 
 
-@_compiled(f"void({ROWS}, {ROWS}, int64, {MATRICES})")
+@kernel("contract", signature=f"void({ROWS}, {ROWS}, int64, {MATRICES})")
 def gather(coarse, fine, start, halves):
     """Add the moments of panels to those of their parents."""
     for i in range(len(fine)):
@@ -62,7 +56,7 @@ def gather(coarse, fine, start, halves):
             add_product(coarse, ((start + i) >> 1) - (start >> 1), fine, i, halves, (start + i) & 1)
 
 
-@_compiled(f"void({ROWS}, {ROWS}, int64, {MATRICES})")
+@kernel("contract", signature=f"void({ROWS}, {ROWS}, int64, {MATRICES})")
 def scatter(fine, coarse, start, transposed):
     """The adjoint of ``gather``."""
     for i in range(len(fine)):

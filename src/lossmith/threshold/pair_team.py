@@ -10,7 +10,8 @@ import numba
 import numpy as np
 
 from lossmith.threshold.cells import jit
-from lossmith.threshold.jobs import ARRAYS, NEXT, SLOTS, array, take, team_function
+from lossmith.threshold.compiled import team_function
+from lossmith.threshold.jobs import ARRAYS, NEXT, SLOTS, array, take
 from lossmith.threshold.pair_loops import (
     FOUND,
     MOMENTS,

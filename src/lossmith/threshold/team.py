@@ -10,8 +10,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from lossmith.threshold.compiled import team_function
 from lossmith.threshold.cpu import COLUMNS, backward, forward
-from lossmith.threshold.jobs import ARRAYS, NEXT, SLOTS, TURN, array, take, team_function
+from lossmith.threshold.jobs import ARRAYS, NEXT, SLOTS, TURN, array, take
 from lossmith.threshold.jobs import slots as slots
 
 BAD, LEFT, ROWS, CLASSES, IGNORED = 2, 3, 4, 5, 6
