@@ -24,12 +24,26 @@ _SIGN = np.int32(0x7FFFFFFF)
 
 
 @jit
+def key_of(bits):
+    """Keys are ordered as the float32 whose bits they come from, NaN outside the infinities; of numbers ≥ 0 they are the bits.
+
+    A maximum of integers becomes vector instructions; one of floats does not.
+    """
+    return np.int32(bits ^ ((bits >> np.int32(31)) & _SIGN))
+
+
+@jit
+def number(key):
+    """The float32 of a key."""
+    return float_of(key_of(key))
+
+
+@jit
 def extremes(bits, first, last):
-    """Highest and lowest key of float32 bits; keys are ordered as the numbers, NaN outside the infinities."""
+    """Highest and lowest key of float32 bits."""
     high, low = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
     for j in range(np.uint64(first), np.uint64(last)):
-        b = bits[j]
-        key = np.int32(b ^ ((b >> np.int32(31)) & _SIGN))
+        key = key_of(bits[j])
         high = key if key > high else high
         low = key if key < low else low
     return high, low
@@ -43,12 +57,6 @@ def extremes_without(bits, first, last, own):
     high, low = extremes(bits, first, own)
     up, down = extremes(bits, own + 1, last)
     return max(high, up), min(low, down)
-
-
-@jit
-def number(key):
-    """The float32 of a key."""
-    return float_of(np.int32(key ^ ((key >> np.int32(31)) & _SIGN)))
 
 
 @jit

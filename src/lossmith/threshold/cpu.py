@@ -44,6 +44,7 @@ from lossmith.threshold.cells import (
     inlined,
     interleave,
     jit,
+    key_of,
     locate,
     number,
     pieces_of,
@@ -57,7 +58,7 @@ from lossmith.threshold.cells import (
 )
 from lossmith.threshold.compiled import kernel
 from lossmith.threshold.tables import CELL, FARTHEST, LEVELS, MOMENTS, PACE
-from lossmith.threshold.vectors import WHOLE, float_of
+from lossmith.threshold.vectors import WHOLE, bits_of, float_of
 
 BLOCK = 512  # classes that are skipped, or not, together
 FEW = 48  # classes up to which each is a cell of its own
@@ -116,30 +117,45 @@ def _times_one_minus_exp(x, exp_x, out, count):
 
 
 @jit
+def _peak(logs, sums, exponent, count):
+    """The exponent of f e^G less its peak, and the peak."""
+    highest = MINUS_INFINITY
+    for q in range(np.uint64(0), np.uint64(count)):
+        x = logs[q] + sums[q]
+        exponent[q] = x
+        key = key_of(bits_of(x))
+        highest = key if key > highest else highest
+    peak = number(highest)
+    for q in range(np.uint64(0), np.uint64(count)):
+        exponent[q] -= peak
+    return peak
+
+
+@jit
 def _sums(terms, count):
     """Of the even and of the odd terms, and the highest; ``count`` is even."""
-    both, signed, highest = 0.0, 0.0, np.float32(0)
+    both, signed, highest = 0.0, 0.0, np.int32(0)
     for q in range(np.uint64(0), np.uint64(count)):
         x = terms[q]
         both += float(x)
         signed += float(x) * (1.0 - 2.0 * float(q & np.uint64(1)))
-        highest = x if x > highest else highest
-    return (both + signed) / 2, (both - signed) / 2, highest
+        highest = max(highest, bits_of(x))
+    return (both + signed) / 2, (both - signed) / 2, float_of(highest)
 
 
 @jit
 def _roughness(sums, exponent, above, steepness, h, count):
     """How many times too wide the step h is; ``exponent`` is 0 where f e^G is highest, ``above`` nats over the terms there."""
-    bend, g = np.float32(0), np.float32(0)
+    most_bend, most_g = np.int32(0), np.int32(0)
     for q in range(np.uint64(1), np.uint64(count - 1)):
         weight = max(min(exponent[q] + above, np.float32(0)) * np.float32(1 / 32) + np.float32(1), np.float32(0))
         weight *= weight
         weight *= weight
         weight *= weight  # about exp(x / 4)
-        x = abs(sums[q - np.uint64(1)] + sums[q + np.uint64(1)] - np.float32(2) * sums[q]) * weight
-        bend = x if x > bend else bend
-        x = -sums[q] if exponent[q] >= np.float32(0) else np.float32(0)
-        g = x if x > g else g
+        bend = abs(sums[q - np.uint64(1)] + sums[q + np.uint64(1)] - np.float32(2) * sums[q]) * weight
+        g = -sums[q] if exponent[q] >= np.float32(0) else np.float32(0)
+        most_bend, most_g = max(most_bend, bits_of(bend)), max(most_g, bits_of(g))
+    bend, g = float_of(most_bend), float_of(most_g)
     return min(np.sqrt(float(bend)) / BEND, h * steepness * np.sqrt(max(float(g), 1.0)) / NARROW)
 
 
@@ -241,13 +257,7 @@ def decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers,
         powers[m] = powers[m - 1] * np.float32(2 * (own_cell + t / CELL) + 1)
     clear(logs, 0, count)
     add_pieces(logs, log_prob, row_length(level), by_cell(own_cell, level) + start, count, powers, 0, 1)
-    peak = np.float32(-np.inf)
-    for q in range(np.uint64(0), np.uint64(count)):
-        x = logs[q] + sums[q]
-        exponent[q] = x
-        peak = x if x > peak else peak
-    for q in range(np.uint64(0), np.uint64(count)):
-        exponent[q] -= peak
+    peak = _peak(logs, sums, exponent, count)
     _exp_into(exponent, product, count)  # f e^G, in units of its peak
     even, odd, biggest = _sums(product, count)
     complement = where[b, STATUS] == COMPLEMENT

@@ -1,4 +1,4 @@
-"""What numba has no words for: sums over pieces of an array as vector instructions, and a float from its bits."""
+"""What numba has no words for: sums over pieces of an array as vector instructions, and floats from bits and back."""
 
 from __future__ import annotations
 
@@ -61,3 +61,13 @@ def float_of(typing, bits):
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return numba.float32(numba.int32), generate
+
+
+@intrinsic
+def bits_of(typing, number):
+    """The 32 bits of a float32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return numba.int32(numba.float32), generate
