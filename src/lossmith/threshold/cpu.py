@@ -58,7 +58,7 @@ from lossmith.threshold.cells import (
 )
 from lossmith.threshold.compiled import kernel
 from lossmith.threshold.tables import CELL, FARTHEST, LEVELS, MOMENTS, PACE
-from lossmith.threshold.vectors import WHOLE, bits_of, float_of
+from lossmith.threshold.vectors import WHOLE, bits_of, borrowed, float_of, kept
 
 BLOCK = 512  # classes that are skipped, or not, together
 FEW = 48  # classes up to which each is a cell of its own
@@ -171,6 +171,13 @@ def desk():
     """Scratch for ``decide``."""
     logs, exponent, product = np.empty(MOST, np.float32), np.empty(MOST, np.float32), np.empty(MOST, np.float32)
     return logs, exponent, product, np.empty(MOST, np.float32), np.empty(MOMENTS, np.float32)
+
+
+@inlined
+def shelf():
+    """Thresholds' sums, ``occupied`` and ``slots`` of ``fill``, and the moments, for a row at a time."""
+    occupied, slots = np.empty(MAX_CELLS, np.int32), np.empty(MAX_CELLS, np.int32)
+    return np.empty(MOST, np.float32), occupied, slots, np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
 
 
 @jit
@@ -340,10 +347,8 @@ def forward(
     (B,) float32; weights (B · most,) float32, zeros; where (B, COLUMNS) int32. Returns two flags: whether a row holds NaN,
     +inf or nothing but −inf, or a target is none; and whether a row is HARD.
     """
-    moments = np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
-    sums, occupied, slots = np.empty(MOST, np.float32), np.empty(MAX_CELLS, np.int32), np.empty(MAX_CELLS, np.int32)
-    fine, place, within, blocks = room(C)
-    logs, exponent, product, terms, powers = desk()
+    owned = (*room(C), *desk(), *shelf())
+    fine, place, within, blocks, logs, exponent, product, terms, powers, sums, occupied, slots, moments = borrowed(owned)
     bad, hard = False, False
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
@@ -380,6 +385,7 @@ def forward(
         hard |= where[b, STATUS] == HARD
         where[b, CELLS], where[b, TOP] = used, high_key
         clear(moments, 0, MOMENTS * pitch)
+    kept(owned)
     return bad, hard
 
 
@@ -436,8 +442,8 @@ def backward(
 
     Arguments are as for ``forward``; upstream (B,) and grad (B · C,) are float32.
     """
-    pieces = np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
-    fine, place, within, _ = room(C)
+    owned = (np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32), *room(C))
+    pieces, fine, place, within, _ = borrowed(owned)
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
         if where[b, STATUS] != DONE or upstream[b] == 0:
@@ -450,3 +456,4 @@ def backward(
             place, within, pieces, grad,
         )  # fmt: skip
         grad[base + y] = -rest
+    kept(owned)

@@ -71,3 +71,27 @@ def bits_of(typing, number):
         return builder.bitcast(arguments[0], ir.IntType(32))
 
     return numba.int32(numba.float32), generate
+
+
+@intrinsic
+def borrowed(typing, arrays):
+    """The arrays of a tuple without counts of references, which cost an atomic instruction wherever an array is passed on.
+
+    They are good as long as the tuple is ``kept``.
+    """
+
+    def generate(context, builder, signature, arguments):
+        made = []
+        for kind, array in zip(arrays, cgutils.unpack_tuple(builder, arguments[0]), strict=True):
+            plain = context.make_array(kind)(context, builder, array)
+            plain.meminfo, plain.parent = (cgutils.get_null_value(x.type) for x in (plain.meminfo, plain.parent))
+            made.append(plain._getvalue())
+        return context.make_tuple(builder, arrays, made)
+
+    return arrays(arrays), generate
+
+
+@intrinsic
+def kept(typing, arrays):
+    """Does nothing, and thereby keeps what is ``borrowed`` from ``arrays`` alive until here."""
+    return numba.void(arrays), lambda context, builder, signature, arguments: context.get_dummy_value()
