@@ -85,11 +85,15 @@ def locate(scores, first, last, top, per_cell, limit, place, within):
 
 
 @jit
-def interleave(count, place, pitch):
-    """From fine cells to where they stand: the first of every cell beside each other, then the second of every cell, …"""
-    step = np.int32(pitch)
+def interleave(count, place, limit, pitch):
+    """From fine cells to where they stand: the first of every cell beside each other, then the second of every cell, …
+
+    Classes at ``limit``, which may be most, take the fine cells there in turn: sums in one place would wait for each other.
+    """
+    step, last = np.int32(pitch), np.int32(limit)
     for j in range(np.uint64(0), np.uint64(count)):
         c = place[j]
+        c += np.int32(j & np.uint64(FINE - 1)) if c == last else np.int32(0)
         place[j] = (c & np.int32(FINE - 1)) * step + (c >> np.int32(3))
 
 

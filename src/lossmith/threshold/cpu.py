@@ -224,7 +224,7 @@ def fill(scores, base, C, y, top, inverse, cells, fine, place, within, blocks, m
             if first <= y < last:
                 place[y - first] = limit
             if many:
-                interleave(last - first, place, pitch)
+                interleave(last - first, place, limit, pitch)
                 deposit_fine(last - first, place, within, fine, pitch)
                 since += last - first
                 if since >= FLUSH:
@@ -427,7 +427,7 @@ def read(
         if first <= y < last:
             place[y - first] = limit
         if many:
-            interleave(last - first, place, pitch)
+            interleave(last - first, place, limit, pitch)
             rest += read_off_fine(grad, base + first, last - first, place, within, fine, pitch)
         else:
             rest += read_off(grad, base + first, last - first, place, within, pieces, pitch)
