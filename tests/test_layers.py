@@ -24,6 +24,7 @@ ORDER = [
     "noise",
     "qlog",
     "threshold",
+    "groups",
     "distributed",
     "ranking",
     "functional",

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lossmith import groups
 from lossmith.checks import check_score_values, check_scores, check_target_type, check_target_values, checked_scale
 from lossmith.noise import Gumbel, Noise
 from lossmith.threshold import sharded, sharded_rows
@@ -61,16 +62,7 @@ def check_group(group: Any, noise: Noise) -> None:
     None never comes here: it means unsharded, and so does ``torch.distributed.group.WORLD`` before ``init_process_group``,
     which is None until then.
     """
-    import torch.distributed as dist
-
-    if not dist.is_available():
-        raise ValueError("class_group: expected a PyTorch with torch.distributed, got one without; leave class_group out")
-    if group is dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError("class_group: expected a group that this process is in, got another; make the loss on its ranks only")
-    if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"class_group: expected a torch.distributed.ProcessGroup, got {type(group).__name__}")
-    if not dist.is_initialized():
-        raise ValueError("class_group: torch.distributed is not initialised; call torch.distributed.init_process_group first")
+    groups.check_group(group, "class_group")
     if noise.kinks:
         raise ValueError(
             f"noise: expected one without kinks for classes on several ranks, got {noise.name!r}, whose kinks every rank "

@@ -41,10 +41,11 @@ class ClassificationLoss(nn.Module):
     Args:
         weight: (C,) weight of each class, or None.
         ignore_index: class index that marks samples to leave out.
-        reduction: "mean" (weighted by the target's class weight), "sum" or "none".
+        reduction: "mean" (weighted by the target's class weight), "sum" or "none". The mean over no sample at all is 0, with a
+            gradient of 0 (in ``torch.nn.CrossEntropyLoss`` it is nan, which ends a training).
 
     Raises:
-        ValueError: unknown reduction.
+        TypeError, ValueError: an argument out of range.
     """
 
     weight: Tensor | None
@@ -53,6 +54,12 @@ class ClassificationLoss(nn.Module):
         super().__init__()
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+        if weight is not None and not isinstance(weight, Tensor):
+            raise TypeError(f"weight: expected a torch.Tensor of shape (C,), got {type(weight).__name__}")
+        if weight is not None and weight.dim() != 1:
+            raise ValueError(f"weight: expected shape (C,), one a class, got {tuple(weight.shape)}")
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise TypeError(f"ignore_index: expected an integer, got {type(ignore_index).__name__}")
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
         self.reduction = reduction
@@ -79,4 +86,9 @@ class ClassificationLoss(nn.Module):
         """Weighted losses of the samples to the module's output; "mean" divides by ``total_weight``."""
         if self.reduction == "none":
             return losses
-        return losses.sum() if self.reduction == "sum" else losses.sum() / total_weight
+        return losses.sum() if self.reduction == "sum" else losses.sum() / over_something(total_weight)
+
+
+def over_something(total: Tensor) -> Tensor:
+    """A divisor for sums over samples: the total, or 1 where it is 0, for nothing over nothing is to be 0."""
+    return torch.where(total == 0, 1, total)

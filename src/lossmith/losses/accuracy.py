@@ -1,0 +1,310 @@
+"""Accuracy, top-k accuracy and balanced accuracy as losses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lossmith import distributed, functional
+from lossmith.checks import checked_rank, has_values
+from lossmith.layout import Reduction, classes_last, over_something
+from lossmith.losses.base import Over, SampleLoss
+from lossmith.noise import Noise
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class AccuracyLoss(SampleLoss):
+    r"""Accuracy of the noisy classifier, as a loss: takes the place of ``torch.nn.CrossEntropyLoss``.
+
+    With p_i = P(argmax_j (z_ij + scale · ε_j) = y_i), and −log_q(m) = (1 − m^(1−q)) / (1 − q):
+
+        over="sample":  mean_i −log_q(p_i)            over="batch":  −log_q(mean_i p_i)
+
+    Three dials, and the known losses are points on them:
+
+    ==============================================  ========  ===  ========
+    loss                                            noise     q    over
+    ==============================================  ========  ===  ========
+    cross-entropy                                   gumbel    1    sample
+    smooth accuracy, 1 − mean softmax               gumbel    0    either
+    EXACT, 1 − mean p                               normal    0    either
+    EXACT with the logarithm outside                normal    1    batch
+    multinomial probit (the default)                normal    1    sample
+    generalised cross-entropy                       gumbel    0–1  sample
+    ==============================================  ========  ===  ========
+
+    Args:
+        noise: a name (see ``lossmith.noise``), or a ``lossmith.noise.Noise``.
+        scale: σ > 0, the noise's multiplier, in units of the scores: a number, or a tensor that broadcasts to
+            ``scores[..., :1]`` once the classes are last. A number may be set between steps (``training.ScaleSchedule`` does,
+            and keeps it in its own ``state_dict``); a ``torch.nn.Parameter`` is learned with the model.
+        q: from metric to loss, ≥ 0. 0 is 1 − accuracy, bounded, flat where the model is far wrong; q ≥ 1 is unbounded there.
+        over: where the mean over samples stands. "batch" gives one number a batch and takes reduction="mean" only.
+        margin: caps the lead z_y − z_j that still earns credit; the loss then keeps a positive floor.
+        standardize: first give the batch's scores mean 0 and variance 1 (``functional.standardize_scores``).
+        class_group: a ``torch.distributed.ProcessGroup`` whose ranks hold the classes, as a tensor-parallel last layer leaves
+            them (see ``functional.argmax_log_prob``). Each rank passes its own scores (N, C_r, d1, …) and the same class
+            indices, and calls backward; ``weight`` has an entry for every class of all ranks. Not with ``standardize``,
+            ``label_smoothing`` or class probabilities. ``torch.distributed.group.WORLD`` is None before ``init_process_group``,
+            and then means unsharded. A loss with a group cannot be pickled or deep-copied, as no group can; its
+            ``state_dict`` holds none. ``torch.compile`` cannot trace it: see there.
+        process_group: a ``torch.distributed.ProcessGroup`` whose ranks hold different samples: "mean" and "batch" are then
+            taken over all of them, and gradients are right once DDP has averaged them, however uneven the ranks' batches.
+        weight, ignore_index, reduction, label_smoothing: as in ``torch.nn.CrossEntropyLoss``, but that the mean over no
+            sample at all is 0 with a gradient of 0, and not nan.
+
+    Shape:
+        scores (C,), (N, C) or (N, C, d1, …), any floating type; target the same without C, int64 class indices, or the same
+        shape, floating-point class probabilities t, whose loss is Σ_k t_k · weight_k · (−log_q p_k). Output: a scalar, or the
+        target's shape without C for reduction="none".
+
+    Raises:
+        TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
+
+    A batch's accuracy is an unbiased estimate of the data set's, and its expectation under the noise is exact: with q = 0, so
+    is the loss. For scale → 0, q = 0 gives 1 − accuracy as counted (``sklearn.metrics.accuracy_score``), ties shared.
+
+    Cost: see ``functional.argmax_log_prob``; class probabilities or label smoothing need every p_k, and with a margin besides
+    they cost C times as much.
+    Source: EXACT: Karpukhin, Dereka & Kolesnikov, 2022. q: Zhang & Sabuncu, NeurIPS 2018.
+
+    >>> loss = AccuracyLoss()
+    >>> scores = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]], requires_grad=True)
+    >>> value = loss(scores, torch.tensor([0, 2]))
+    >>> value.backward()
+    >>> value
+    tensor(0.8950, grad_fn=<DivBackward0>)
+    """
+
+    def __init__(
+        self,
+        noise: str | Noise = "normal",
+        scale: float | Tensor = 1.0,
+        q: float = 1.0,
+        over: Over = "sample",
+        margin: float | None = None,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        standardize: bool = False,
+        class_group: ProcessGroup | None = None,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(
+            noise,
+            scale,
+            q,
+            over,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            process_group=process_group,
+        )
+        functional.argmax_log_prob(torch.zeros(2), torch.tensor(0), noise="gumbel", margin=margin)  # checks it
+        self.margin = margin
+        self.standardize = standardize
+        self.class_group = class_group
+        if class_group is not None:
+            distributed.check_group(class_group, self.noise)
+            others = {"standardize": standardize, "label_smoothing": label_smoothing, "process_group": process_group}
+            for name, value in others.items():
+                if value:
+                    raise ValueError(f"{name}: not with class_group, got {value}; leave it out, or gather the scores")
+
+    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The loss of scores against class indices or class probabilities."""
+        if self.class_group is not None:
+            return self._of_shards(scores, target, self.class_group)
+        return super().forward(scores, target)
+
+    def _of_shards(self, scores: Tensor, target: Tensor, group: ProcessGroup) -> Tensor:
+        """The loss of class indices where the classes lie on several ranks."""
+
+        def inputs() -> tuple[Tensor, Tensor]:
+            z, index = classes_last(scores, target, least=1 if distributed.size(group) > 1 else 2)
+            if index.is_floating_point():
+                raise ValueError("target: expected class indices with class_group, got class probabilities; gather the scores")
+            return z, index
+
+        if distributed.size(group) == 1:
+            return self._of_indices(*inputs())
+        weights = None if self.weight is None else self.weight.numel()
+        ignored = self.ignore_index
+        log_p = distributed.argmax_log_prob(inputs, self.noise, self.scale, self.margin, ignored, group, weights)
+        keep = target != ignored
+        weight = keep.to(log_p)
+        if self.weight is not None:
+            weight = weight * self.weight.to(log_p)[torch.where(keep, target, 0).long()]
+        return self.weighted(log_p, weight)
+
+    def prepared(self, scores: Tensor, keep: Tensor) -> Tensor:
+        """The scores, standardized if that is asked for."""
+        if not self.standardize:
+            return scores
+        if not (has_values(keep) and keep.all()):
+            scores = scores.masked_fill(~keep.unsqueeze(-1), 0.0)
+        return functional.standardize_scores(scores, keep)
+
+    def log_prob(self, scores: Tensor, target: Tensor) -> Tensor:
+        """log P(the target wins)."""
+        return self._log_prob(scores, target, self.scale, self.ignore_index)
+
+    def log_probs(self, scores: Tensor) -> Tensor:
+        """log P(each class wins)."""
+        if self.margin is None:
+            return functional.argmax_log_probs(scores, noise=self.noise, scale=self.scale)
+        # The cap is measured from the target, so with a margin each class has scores of its own.
+        return self._log_prob(*of_each_class(scores, self.scale))
+
+    def _log_prob(self, scores: Tensor, index: Tensor, scale: float | Tensor, ignore_index: int | None = None) -> Tensor:
+        margin = self.margin
+        return functional.argmax_log_prob(
+            scores, index, noise=self.noise, scale=scale, margin=margin, ignore_index=ignore_index
+        )
+
+    def extra_repr(self) -> str:
+        """The dials, as they stand in the constructor."""
+        return f"{super().extra_repr()}, margin={self.margin}" + (", standardize=True" if self.standardize else "")
+
+
+class TopKAccuracyLoss(SampleLoss):
+    r"""Top-k accuracy of the noisy classifier, as a loss: p_i = P(the target is among the k highest noisy scores).
+
+        over="sample":  mean_i −log_q(p_i)            over="batch":  −log_q(mean_i p_i)
+
+    Args:
+        k: from 1 (accuracy) to C, where the loss is 0; checked against C at the call.
+        noise, scale, q, over: as in ``AccuracyLoss``.
+        weight, ignore_index, reduction, label_smoothing, process_group: as in ``AccuracyLoss``.
+
+    Shape:
+        As ``AccuracyLoss``; class probabilities t cost Σ_k t_k · weight_k · (−log_q P(class k among the first)).
+
+    Raises:
+        TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
+
+    A batch's value is an unbiased estimate of the data set's, and the expectation of the metric is exact. For scale → 0, q = 0
+    gives 1 − ``sklearn.metrics.top_k_accuracy_score``, ties shared.
+
+    Cost: see ``functional.topk_log_prob``, in plain torch and float64 on every device; class probabilities or label smoothing
+    need every class as the target, and cost C times as much.
+    Source: for the tail of a Poisson binomial, see ``lossmith.threshold.rank``.
+
+    >>> TopKAccuracyLoss(2, q=0.0)(torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([1])).item() < 0.5
+    True
+    """
+
+    def __init__(
+        self,
+        k: int,
+        noise: str | Noise = "normal",
+        scale: float | Tensor = 1.0,
+        q: float = 1.0,
+        over: Over = "sample",
+        **options: Any,
+    ) -> None:
+        super().__init__(noise, scale, q, over, **options)
+        self.k = checked_rank(k, torch.empty(max(k, 1) if type(k) is int else 1))
+
+    def log_prob(self, scores: Tensor, target: Tensor) -> Tensor:
+        """log P(the target is among the first k)."""
+        keep = target != self.ignore_index
+        if not (has_values(keep) and keep.all()):
+            scores, target = scores.masked_fill(~keep.unsqueeze(-1), 0.0), torch.where(keep, target, 0)
+            return self._log_prob(scores, target, self.scale).masked_fill(~keep, 0.0)
+        return self._log_prob(scores, target, self.scale)
+
+    def log_probs(self, scores: Tensor) -> Tensor:
+        """log P(each class is among the first k)."""
+        return self._log_prob(*of_each_class(scores, self.scale))
+
+    def _log_prob(self, scores: Tensor, index: Tensor, scale: float | Tensor) -> Tensor:
+        return functional.topk_log_prob(scores, index, self.k, noise=self.noise, scale=scale)
+
+    def extra_repr(self) -> str:
+        """The dials, as they stand in the constructor."""
+        return f"k={self.k}, {super().extra_repr()}"
+
+
+class BalancedAccuracyLoss(SampleLoss):
+    r"""Balanced accuracy of the noisy classifier, as a loss: every class counts the same, however rare.
+
+        over="sample":  mean_k mean_{i: y_i=k} −log_q(p_i)            over="batch":  −log_q(mean_k mean_{i: y_i=k} p_i)
+
+    with k over the classes that the batch has, p_i as in ``AccuracyLoss``. The first is ``AccuracyLoss`` with each batch's own
+    ``weight`` of N / (K · n_k), which is what reduction="none" gives each sample's loss.
+
+    Args:
+        noise, scale, q, over: as in ``AccuracyLoss``.
+        weight: (C,) importance of the classes on top of that: the mean over classes is weighted by it.
+        ignore_index, reduction, label_smoothing, process_group: as in ``AccuracyLoss``; with a group, a class's samples are
+            counted on all ranks.
+
+    Shape:
+        As ``AccuracyLoss``; class probabilities count as fractions of samples.
+
+    Raises:
+        TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
+
+    The metric is linear in p, so its expectation is exact for the batch at hand; over batches it is a mean of ratios, biased
+    where a batch lacks a class: let batches be large, or stratified. For scale → 0, q = 0 gives
+    1 − ``sklearn.metrics.balanced_accuracy_score``, ties shared.
+
+    Cost: as ``AccuracyLoss``, and a count of the classes.
+
+    >>> scores, target = torch.tensor([[1.0, 0.0]] * 3), torch.tensor([0, 0, 1])
+    >>> BalancedAccuracyLoss(scale=1e-3, q=0.0)(scores, target)
+    tensor(0.5000)
+    """
+
+    def __init__(
+        self,
+        noise: str | Noise = "normal",
+        scale: float | Tensor = 1.0,
+        q: float = 1.0,
+        over: Over = "sample",
+        **options: Any,
+    ) -> None:
+        super().__init__(noise, scale, q, over, **options)
+
+    @property
+    def weighs(self) -> bool:
+        """Always."""
+        return True
+
+    def sample_weight(self, index: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
+        """N w_y / (n_y Σ_k w_k), k over the classes that there are; 0 for a sample that is ignored."""
+        kept = keep.to(scores).flatten()
+        counts = self.total(scores.new_zeros(scores.shape[-1]).index_add(0, index.flatten(), kept))
+        return keep * self._share(counts, scores)[index]
+
+    def class_mass(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
+        """As ``sample_weight``, for each class of each sample."""
+        mass = super().class_mass(target, keep, scores) / over_something(self.class_weight(scores))
+        return mass * self._share(self.total(mass.flatten(0, -2).sum(0)), scores)
+
+    def _share(self, counts: Tensor, scores: Tensor) -> Tensor:
+        there = torch.where(counts > 0, self.class_weight(scores), 0.0)
+        return counts.sum() * there / (over_something(counts) * over_something(there.sum()))
+
+    def log_prob(self, scores: Tensor, target: Tensor) -> Tensor:
+        """log P(the target wins)."""
+        return functional.argmax_log_prob(scores, target, noise=self.noise, scale=self.scale, ignore_index=self.ignore_index)
+
+    def log_probs(self, scores: Tensor) -> Tensor:
+        """log P(each class wins)."""
+        return functional.argmax_log_probs(scores, noise=self.noise, scale=self.scale)
+
+
+def of_each_class(scores: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+    """Scores (…, C, C) and targets (…, C) with each class as the target once, and the scale to match."""
+    each = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
+    scale = scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.dim() else scale
+    return scores.unsqueeze(-2).expand(*scores.shape, scores.shape[-1]), each, scale
