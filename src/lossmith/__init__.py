@@ -3,18 +3,36 @@
 from lossmith import functional, noise, surrogates, training
 from lossmith.choice import PerturbedArgmax
 from lossmith.errors import InputError
-from lossmith.losses import AccuracyLoss, BalancedAccuracyLoss, TopKAccuracyLoss
+from lossmith.losses import (
+    AccuracyLoss,
+    AUCLoss,
+    AveragePrecisionLoss,
+    BalancedAccuracyLoss,
+    CostLoss,
+    FBetaLoss,
+    JaccardLoss,
+    SubsetAccuracyLoss,
+    TopKAccuracyLoss,
+    metric,
+)
 from lossmith.threshold.select import last_kernel, use_kernel
 
 __version__ = "0.1.0"
 __all__ = [
+    "AUCLoss",
     "AccuracyLoss",
+    "AveragePrecisionLoss",
     "BalancedAccuracyLoss",
+    "CostLoss",
+    "FBetaLoss",
     "InputError",
+    "JaccardLoss",
     "PerturbedArgmax",
+    "SubsetAccuracyLoss",
     "TopKAccuracyLoss",
     "functional",
     "last_kernel",
+    "metric",
     "noise",
     "surrogates",
     "training",

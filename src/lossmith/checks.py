@@ -88,6 +88,15 @@ def checked_rank(k: int, scores: Tensor) -> int:
     return k
 
 
+def checked_count(name: str, value: int) -> int:
+    """An integer ≥ 0; refuses anything else."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name}: expected an integer ≥ 0, got {value}")
+    return value
+
+
 def checked_scale(scale: float | Tensor, scores: Tensor) -> float | Tensor:
     """The scale as a number, or as a tensor (…, 1) for scores (…, C); refuses what is not positive in their dtype."""
     tiny = torch.finfo(scores.dtype).tiny

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lossmith.checks import check_scores, check_target
+from lossmith.checks import check_score_values, check_scores, check_target, has_values
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -33,6 +33,36 @@ def classes_last(scores: Tensor, target: Tensor, least: int = 2) -> tuple[Tensor
             f"{tuple(scores.shape)}, got {target.dtype} of shape {tuple(target.shape)}"
         )
     return last, target
+
+
+def labels_last(scores: Tensor, target: Tensor, ignore_index: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Multi-label scores (L,), (N, L) or (N, L, d1, …) with the labels moved to the end, and targets of the same shape.
+
+    Returns:
+        scores (…, L); the target (…, L) in the scores' dtype, 0 where it is ignored; whether it counts (…, L).
+
+    Raises:
+        TypeError: scores are not floating point.
+        ValueError: shapes differ; an integer target other than 0, 1 and ``ignore_index``, a floating-point one outside [0, 1].
+    """
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        raise TypeError(f"scores: expected a floating-point tensor, got {getattr(scores, 'dtype', type(scores).__name__)}")
+    if scores.dim() == 0 or target.shape != scores.shape:
+        raise ValueError(
+            f"target: expected the shape of the scores {tuple(scores.shape)}, 0 or 1 for each label, got {tuple(target.shape)}"
+        )
+    class_dim = 1 if scores.dim() > 1 else 0
+    last, target = scores.movedim(class_dim, -1), target.movedim(class_dim, -1)
+    keep = torch.ones_like(target, dtype=torch.bool)
+    if ignore_index is not None and not target.is_floating_point() and target.dtype != torch.bool:
+        keep = target != ignore_index
+    wanted = target.masked_fill(~keep, 0).to(last.dtype)
+    if has_values(wanted):
+        valid = (wanted >= 0) & (wanted <= 1) if target.is_floating_point() else (wanted == 0) | (wanted == 1)
+        if not valid.all():
+            raise ValueError(f"target: expected 0 or 1 for each label, got {wanted[~valid][0].item():g}")
+        check_score_values(last.masked_fill(~keep, 0.0))
+    return last, wanted, keep
 
 
 class ClassificationLoss(nn.Module):

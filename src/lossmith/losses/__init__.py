@@ -1,5 +1,20 @@
 """Losses that are the reported metric itself, made smooth: torch modules."""
 
 from lossmith.losses.accuracy import AccuracyLoss, BalancedAccuracyLoss, TopKAccuracyLoss
+from lossmith.losses.confusion import FBetaLoss, JaccardLoss, metric
+from lossmith.losses.cost import CostLoss
+from lossmith.losses.multilabel import SubsetAccuracyLoss
+from lossmith.losses.ranking import AUCLoss, AveragePrecisionLoss
 
-__all__ = ["AccuracyLoss", "BalancedAccuracyLoss", "TopKAccuracyLoss"]
+__all__ = [
+    "AUCLoss",
+    "AccuracyLoss",
+    "AveragePrecisionLoss",
+    "BalancedAccuracyLoss",
+    "CostLoss",
+    "FBetaLoss",
+    "JaccardLoss",
+    "SubsetAccuracyLoss",
+    "TopKAccuracyLoss",
+    "metric",
+]

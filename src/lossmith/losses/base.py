@@ -73,8 +73,8 @@ class MetricLoss(ClassificationLoss):
         return f"noise={self.noise.name!r}, scale={self.scale}, q={self.q}"
 
 
-class SampleLoss(MetricLoss):
-    r"""mean_i −log_q(p_i), or −log_q(mean_i p_i), for a probability p_i that sample i is counted as right.
+class MeanLoss(MetricLoss):
+    r"""mean_i −log_q(m_i), or −log_q(mean_i m_i), for a metric m_i of each sample.
 
     Args:
         over: where the mean over samples stands, "sample" or "batch"; "batch" gives one number a batch and takes
@@ -103,6 +103,31 @@ class SampleLoss(MetricLoss):
             raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing}")
         self.over = over
         self.label_smoothing = label_smoothing
+
+    def weighted(self, log_p: Tensor, weight: Tensor) -> Tensor:
+        """The loss of samples (…) that weigh (…)."""
+        if self.over == "batch":
+            return self.of_the_batch(log_p, weight)
+        log_p = torch.where(weight == 0, 0.0, log_p)
+        return self.reduce(weight * functional.neg_log_q(log_p, self.q), weight.sum())
+
+    def of_the_batch(self, log_p: Tensor, mass: Tensor) -> Tensor:
+        """−log_q of the mean p, weighted by ``mass``."""
+        log_p = torch.where(mass > 0, log_p, -torch.inf).flatten()
+        top = groups.highest(log_p.amax() if log_p.numel() else log_p.new_full((), -torch.inf), self.process_group)
+        top = torch.where(top.isneginf(), 0.0, top)
+        together = self.total(torch.stack([(mass.flatten() * (log_p - top).exp()).sum(), mass.sum()]))
+        some = together[1] > 0
+        log_mean = top + torch.where(some, together[0], 1.0).log() - torch.where(some, together[1], 1.0).log()
+        return functional.neg_log_q(torch.where(some, log_mean, 0.0), self.q)
+
+    def extra_repr(self) -> str:
+        """The dials, as they stand in the constructor."""
+        return f"{super().extra_repr()}, over={self.over!r}"
+
+
+class SampleLoss(MeanLoss):
+    """A mean of −log_q p_i, p_i the probability that sample i is counted as right; takes the place of cross-entropy."""
 
     @abstractmethod
     def log_prob(self, scores: Tensor, target: Tensor) -> Tensor:
@@ -161,24 +186,3 @@ class SampleLoss(MetricLoss):
         mass = target if target.is_floating_point() else torch.nn.functional.one_hot(target, classes)
         mass = mass.to(scores.dtype) * (1 - self.label_smoothing) + self.label_smoothing / classes
         return mass * self.class_weight(scores) * keep.unsqueeze(-1)
-
-    def weighted(self, log_p: Tensor, weight: Tensor) -> Tensor:
-        """The loss of samples (…) that weigh (…)."""
-        if self.over == "batch":
-            return self.of_the_batch(log_p, weight)
-        log_p = torch.where(weight == 0, 0.0, log_p)
-        return self.reduce(weight * functional.neg_log_q(log_p, self.q), weight.sum())
-
-    def of_the_batch(self, log_p: Tensor, mass: Tensor) -> Tensor:
-        """−log_q of the mean p, weighted by ``mass``."""
-        log_p = torch.where(mass > 0, log_p, -torch.inf).flatten()
-        top = groups.highest(log_p.amax() if log_p.numel() else log_p.new_full((), -torch.inf), self.process_group)
-        top = torch.where(top.isneginf(), 0.0, top)
-        together = self.total(torch.stack([(mass.flatten() * (log_p - top).exp()).sum(), mass.sum()]))
-        some = together[1] > 0
-        log_mean = top + torch.where(some, together[0], 1.0).log() - torch.where(some, together[1], 1.0).log()
-        return functional.neg_log_q(torch.where(some, log_mean, 0.0), self.q)
-
-    def extra_repr(self) -> str:
-        """The dials, as they stand in the constructor."""
-        return f"{super().extra_repr()}, over={self.over!r}"

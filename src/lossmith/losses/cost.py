@@ -1,0 +1,128 @@
+"""The expected cost of a decision as a loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lossmith import functional
+from lossmith.checks import has_values
+from lossmith.layout import classes_last, over_something
+from lossmith.losses.base import MeanLoss, Over
+from lossmith.noise import Noise
+
+
+class CostLoss(MeanLoss):
+    r"""The cost of the noisy classifier's decisions, as a loss: deciding k where y is true costs cost[y, k].
+
+    With p_ik = P(argmax_j (z_ij + scale · ε_j) = k), a sample's costs c_ik = cost[y_i, k], the least of them l_i and the rest
+    r_i = max_k c_ik − l_i, its metric is the share that is saved of what could be lost, m_i = 1 − Σ_k p_ik (c_ik − l_i) / r_i:
+
+        over="sample":  mean_i [l_i + r_i · (−log_q m_i)]
+        over="batch":   mean_i l_i + mean_i r_i · (−log_q of Σ_i r_i m_i / Σ_i r_i)
+
+    q = 0 is the expected cost itself, in its units; every q has its slope where the cheapest decision is sure; q ≥ 1 grows
+    without bound where the dearest one is. With cost 1 for every wrong class and 0 for the right one it is ``AccuracyLoss``.
+
+    Args:
+        cost: (C, C), finite; row y has the costs of each decision where y is true. Gains are negative costs. None where every
+            call brings its samples' own.
+        noise, scale, q, over: as in ``AccuracyLoss``, but Gumbel noise by default: every class's p is needed, and it has a
+            closed form then.
+        weight, ignore_index, reduction, label_smoothing, process_group: as in ``AccuracyLoss``; class probabilities average
+            the rows of ``cost``.
+
+    Shape:
+        As ``AccuracyLoss``; the call may bring ``cost`` of the shape of the scores, the costs of each sample's decisions, and
+        then needs no target.
+
+    Raises:
+        TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
+
+    The metric is linear in p: its expectation is exact, and a batch's value an unbiased estimate of the data set's. For
+    scale → 0, q = 0 gives the mean cost of the decisions, as counted from ``sklearn.metrics.confusion_matrix``.
+
+    Cost: see ``functional.argmax_log_probs``; with Gumbel noise that of a softmax.
+    Source: q as in ``functional.neg_log_q``; the rest is the definition.
+
+    >>> loss = CostLoss(torch.tensor([[0.0, 1.0], [10.0, 0.0]]), q=0.0)
+    >>> loss(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
+    tensor(2.7500)
+    """
+
+    cost: Tensor | None
+
+    def __init__(
+        self,
+        cost: Tensor | None = None,
+        noise: str | Noise = "gumbel",
+        scale: float | Tensor = 1.0,
+        q: float = 1.0,
+        over: Over = "sample",
+        **options: object,
+    ) -> None:
+        super().__init__(noise, scale, q, over, **options)  # type: ignore[arg-type]
+        if cost is not None:
+            cost = torch.as_tensor(cost)
+            if cost.dim() != 2 or cost.shape[0] != cost.shape[1] or len(cost) < 2:
+                raise ValueError(f"cost: expected shape (C, C) with C ≥ 2, got {tuple(cost.shape)}")
+            _check_costs(cost)
+            cost = cost if cost.is_floating_point() else cost.to(torch.get_default_dtype())
+        self.register_buffer("cost", cost)
+
+    def forward(self, scores: Tensor, target: Tensor | None = None, cost: Tensor | None = None) -> Tensor:
+        """The loss of scores against class indices, class probabilities, or each sample's own costs."""
+        if cost is None and self.cost is None:
+            raise TypeError("cost: expected a matrix at the constructor or each sample's costs at the call, got neither")
+        if cost is not None and cost.shape != scores.shape:
+            raise ValueError(f"cost: expected the shape of the scores {tuple(scores.shape)}, got {tuple(cost.shape)}")
+        if target is None:
+            if cost is None or self.weight is not None:
+                raise TypeError(
+                    "target: expected class indices or probabilities, got None; only cost= without weight= needs none"
+                )
+            target = torch.zeros_like(scores.select(1 if scores.dim() > 1 else 0, 0), dtype=torch.int64)
+        scores, target = classes_last(scores, target)
+        if target.is_floating_point():
+            keep = torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
+            weight = (target.to(scores) * self.class_weight(scores)).sum(-1)
+        else:
+            target, keep = self.split_ignored(scores, target)
+            weight = self.sample_weight(target, keep, scores)
+        if not (has_values(keep) and keep.all()):
+            scores = scores.masked_fill(~keep.unsqueeze(-1), 0.0)  # what stands there, be it NaN, is nobody's business
+        if cost is None:
+            return self._of_costs(scores, self._rows(target, scores), weight)
+        costs = cost.movedim(1 if cost.dim() > 1 else 0, -1).to(scores).masked_fill(~keep.unsqueeze(-1), 0.0)
+        _check_costs(costs)
+        return self._of_costs(scores, costs, weight)
+
+    def _rows(self, target: Tensor, scores: Tensor) -> Tensor:
+        """The costs of each sample's decisions, (…, C)."""
+        classes = scores.shape[-1]
+        assert self.cost is not None
+        if len(self.cost) != classes:
+            raise ValueError(f"cost: expected shape ({classes}, {classes}) for {classes} classes, got {tuple(self.cost.shape)}")
+        matrix = self.cost.to(scores)
+        if not target.is_floating_point() and not self.label_smoothing:
+            return matrix[target]
+        share = target if target.is_floating_point() else torch.nn.functional.one_hot(target, classes)
+        return (share.to(scores) * (1 - self.label_smoothing) + self.label_smoothing / classes) @ matrix
+
+    def _of_costs(self, scores: Tensor, costs: Tensor, weight: Tensor) -> Tensor:
+        least = costs.amin(-1)
+        at_stake = costs.amax(-1) - least
+        lost = (costs - least.unsqueeze(-1)) / over_something(at_stake).unsqueeze(-1)
+        log_p = functional.argmax_log_probs(scores, noise=self.noise, scale=self.scale)
+        error = (log_p.exp() * lost).sum(-1)
+        # 1 − m keeps its digits where that is small, log m where m is.
+        saved = torch.where(error < 0.5, torch.log1p(-error.clamp_max(0.5)), (log_p + (1 - lost).log()).logsumexp(-1))
+        if self.over == "sample":
+            return self.reduce(weight * (least + at_stake * functional.neg_log_q(saved, self.q)), weight.sum())
+        sums = self.total(torch.stack([(weight * least).sum(), (weight * at_stake).sum(), weight.sum()]))
+        return (sums[0] + sums[1] * self.of_the_batch(saved, weight * at_stake)) / over_something(sums[2])
+
+
+def _check_costs(cost: Tensor) -> None:
+    if has_values(cost) and not cost.isfinite().all():
+        raise ValueError("cost: expected finite numbers, got some that are not")

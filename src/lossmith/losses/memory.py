@@ -1,0 +1,53 @@
+"""Recent samples, for metrics of which a small batch says little."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossmith.checks import checked_count
+
+
+class ScoreMemory(nn.Module):
+    """The last ``size`` samples: their scores, without a gradient, and their targets. They are buffers, and in the state_dict.
+
+    Scores of some steps ago are those of a model that has moved on: they say against what the batch is ranked, no more.
+
+    Args:
+        size: samples, ≥ 0; 0 remembers nothing.
+    """
+
+    scores: Tensor
+    target: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = checked_count("memory", size)
+        self.register_buffer("scores", torch.empty(0))
+        self.register_buffer("target", torch.empty(0))
+
+    def forward(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The samples (n, …) and those remembered; in training, the new ones are remembered."""
+        if not self.size or not self.training:
+            return scores, target
+        if len(self.scores) and (self.scores.shape[1:], self.target.shape[1:]) != (scores.shape[1:], target.shape[1:]):
+            raise ValueError(
+                f"memory: expected samples of shape {tuple(self.scores.shape[1:])} as before, got {tuple(scores.shape[1:])}; "
+                "make a new loss for another task"
+            )
+        before = (self.scores.to(scores), self.target.to(target)) if len(self.scores) else (scores[:0].detach(), target[:0])
+        together = torch.cat([before[0], scores]), torch.cat([before[1], target])
+        self.scores, self.target = (x[-self.size :].detach().clone() for x in together)
+        return together
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        for name in ("scores", "target"):  # how many there are depends on how far a training has come
+            if isinstance(found := state_dict.get(prefix + name), Tensor):
+                setattr(self, name, torch.empty_like(found, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+    def extra_repr(self) -> str:
+        """The size."""
+        return f"size={self.size}"

@@ -1,0 +1,78 @@
+"""Subset accuracy, that all labels of a sample are right, as a loss; and the two outcomes of one score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossmith import functional
+from lossmith.layout import labels_last
+from lossmith.losses.base import MeanLoss, Over
+from lossmith.noise import Noise
+
+
+class SubsetAccuracyLoss(MeanLoss):
+    r"""Subset accuracy (exact match) of a noisy multi-label classifier, as a loss: every label of a sample has to be right.
+
+    A label is predicted where its noisy score beats a noisy zero: one score s stands for the two scores (0, s). With p_il the
+    probability that label l of sample i comes out as its target, p_i = Π_l p_il, since the noise is independent:
+
+        over="sample":  mean_i −log_q(p_i)            over="batch":  −log_q(mean_i p_i)
+
+    q = 1 over samples is the sum of the labels' own losses; with Gumbel noise that is
+    ``torch.nn.functional.binary_cross_entropy_with_logits``, summed over the labels.
+
+    Args:
+        noise, scale, q, over: as in ``AccuracyLoss``.
+        ignore_index: an integer target that leaves its label out of its sample. A sample without any label is left out.
+        reduction, process_group: as in ``AccuracyLoss``. ``weight`` and ``label_smoothing`` have no meaning here and are
+            refused.
+
+    Shape:
+        scores (L,), (N, L) or (N, L, d1, …), any floating type, target the same, 0 or 1, of any type; a fraction stands for
+        the probability that the label is there. Output: a scalar, or for reduction="none" the shape without L.
+
+    Raises:
+        TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
+
+    The expectation of the metric is exact, and a batch's value an unbiased estimate of the data set's. For scale → 0, q = 0
+    gives 1 − ``sklearn.metrics.accuracy_score`` of the label indicators.
+
+    Cost: closed forms for normal and Gumbel noise, else ``functional.argmax_log_probs`` with two classes a label.
+
+    >>> scores = torch.tensor([[3.0, -2.0], [0.5, 0.5]])
+    >>> SubsetAccuracyLoss(scale=1e-3, q=0.0)(scores, torch.tensor([[1, 0], [1, 0]]))
+    tensor(0.5000)
+    """
+
+    def __init__(
+        self,
+        noise: str | Noise = "normal",
+        scale: float | Tensor = 1.0,
+        q: float = 1.0,
+        over: Over = "sample",
+        **options: Any,
+    ) -> None:
+        for name in ("weight", "label_smoothing"):
+            if options.get(name) not in (None, 0, 0.0):
+                raise ValueError(f"{name}: has no meaning for a subset of labels; leave it out")
+        super().__init__(noise, scale, q, over, **options)
+
+    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The loss of a score and a target for each label."""
+        last, wanted, keep = labels_last(scores, target, self.ignore_index)
+        absent, present = log_outcomes(last.masked_fill(~keep, 0.0), self.noise, self.scale)
+        mixed = torch.logaddexp(present + wanted.log(), absent + torch.log1p(-wanted))
+        right = torch.where(wanted == 0, absent, torch.where(wanted == 1, present, mixed))
+        some = keep.any(-1)
+        return self.weighted(torch.where(keep, right, 0.0).sum(-1), some.to(last))
+
+
+def log_outcomes(scores: Tensor, noise: Noise, scale: float | Tensor) -> tuple[Tensor, Tensor]:
+    """log P(predicted absent) and log P(predicted present) of scores (…): those of the two classes with scores (0, s)."""
+    if isinstance(scale, Tensor) and scale.dim():
+        scale = scale.unsqueeze(-1)
+    both = functional.argmax_log_probs(torch.stack([torch.zeros_like(scores), scores], -1), noise=noise, scale=scale)
+    return both[..., 0], both[..., 1]

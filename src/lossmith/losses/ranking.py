@@ -1,0 +1,234 @@
+"""Metrics of a ranking as losses: ROC AUC, also partial and one-vs-rest, and average precision."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from lossmith import functional, groups
+from lossmith.layout import classes_last, labels_last, over_something
+from lossmith.losses.base import MetricLoss
+from lossmith.losses.memory import ScoreMemory
+from lossmith.noise import Noise
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Task = Literal["binary", "multiclass", "multilabel"]
+Average = Literal["macro", "weighted", "micro", "none"]
+TINY = 1e-30  # an AUC below which the hardest pairs are taken in log space
+HARDEST = 256  # of either side
+
+
+class RankingLoss(MetricLoss):
+    """−log_q of a metric of how scores rank positives before negatives.
+
+    Args:
+        task: "binary", one score a sample; "multiclass", one class against the rest, each sample ranked by its log-odds
+            z_k − log Σ_{j≠k} e^{z_j}, which order it as a softmax does; "multilabel", each label by its own score.
+        average: over classes or labels with both positives and negatives in the batch: "macro", the mean of the metric;
+            "weighted", weighted by the positives; "micro", all of them as one ranking; "none", a loss for each, 0 where it has
+            no positive or no negative.
+        noise, scale, q: as in ``AccuracyLoss``; the scale a number or a tensor of one element.
+        ignore_index: an integer target that leaves its sample, or its label, out.
+        process_group: a ``torch.distributed.ProcessGroup`` whose ranks' batches are ranked together; gradients are right once
+            DDP has averaged them.
+        memory: how many recent samples are ranked along with a batch in training, without a gradient (``ScoreMemory``).
+        weight, reduction: refused, but for None and "mean": a ranking has no class weights, and is one of the whole batch.
+
+    Raises:
+        TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
+    """
+
+    def __init__(
+        self,
+        task: Task = "binary",
+        average: Average = "macro",
+        noise: str | Noise = "normal",
+        scale: float | Tensor = 1.0,
+        q: float = 1.0,
+        *,
+        weight: None = None,
+        ignore_index: int = -100,
+        reduction: Literal["mean"] = "mean",
+        process_group: ProcessGroup | None = None,
+        memory: int = 0,
+    ) -> None:
+        super().__init__(noise, scale, q, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        if task not in ("binary", "multiclass", "multilabel"):
+            raise ValueError(f"task: expected 'binary', 'multiclass' or 'multilabel', got {task!r}")
+        if average not in ("macro", "weighted", "micro", "none"):
+            raise ValueError(f"average: expected 'macro', 'weighted', 'micro' or 'none', got {average!r}")
+        if weight is not None:
+            raise ValueError("weight: the metric does not depend on how much a class weighs; leave it out")
+        if reduction != "mean":
+            raise ValueError(f"reduction: the metric is one of the whole batch, expected 'mean', got {reduction!r}")
+        if isinstance(scale, Tensor) and scale.numel() != 1:
+            raise ValueError(f"scale: expected a number or a tensor of one element, got shape {tuple(scale.shape)}")
+        self.task = task
+        self.average = average
+        self.memory = ScoreMemory(memory)
+
+    @abstractmethod
+    def log_metric(self, scores: Tensor, positive: Tensor) -> Tensor:
+        """log of the metric of scores (n,) float64 and positives (n,), of which there are some, as there are negatives."""
+
+    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch of scores and targets."""
+        z, positive, keep = self._columns(scores, target)
+        z = groups.gathered(z, self.process_group)
+        state = groups.gathered(torch.stack([positive, keep], -1).to(torch.uint8), self.process_group)
+        z, state = self.memory(z, state)
+        positive, keep = state.bool().unbind(-1)
+        if self.average == "micro":
+            z, positive, keep = z.reshape(-1, 1), positive.reshape(-1, 1), keep.reshape(-1, 1)
+        logs, counts = [], []
+        for k in range(z.shape[-1]):
+            s, p = z[keep[:, k], k], positive[keep[:, k], k]
+            there = bool(p.any()) and not bool(p.all())
+            logs.append(self.log_metric(s.double(), p) if there else z.new_zeros((), dtype=torch.float64))
+            counts.append(float(p.sum()) if there else 0.0)
+        log_m, count = torch.stack(logs), z.new_tensor(counts, dtype=torch.float64)
+        nothing = 0.0 * torch.where(keep, z, 0.0).sum()  # a gradient of 0 where there is nothing to rank
+        if self.average == "none":
+            return functional.neg_log_q(log_m, self.q).to(scores.dtype) + nothing
+        share = count if self.average == "weighted" else (count > 0).double()
+        share = share / over_something(share.sum())
+        some = share > 0
+        mean = torch.logsumexp(log_m[some] + share[some].log(), 0) if some.any() else log_m.sum()
+        return functional.neg_log_q(mean, self.q).to(scores.dtype) + nothing
+
+    def _columns(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (n, K) that rank, which are positives, and which count."""
+        if self.task == "multiclass":
+            last, index = classes_last(scores, target)
+            if index.is_floating_point():
+                raise ValueError(
+                    "target: expected class indices, got class probabilities; a ranking has no fractions of samples"
+                )
+            index, kept = self.split_ignored(last, index)
+            classes = last.shape[-1]
+            last = last.masked_fill(~kept.unsqueeze(-1), 0.0).reshape(-1, classes)
+            own = torch.eye(classes, dtype=torch.bool, device=last.device)
+            rest = last.unsqueeze(-2).masked_fill(own, -math.inf).logsumexp(-1)
+            positive = torch.nn.functional.one_hot(index.reshape(-1), classes).bool()
+            return last - rest, positive, kept.reshape(-1, 1).expand(-1, classes)
+        if self.task == "binary":
+            if target.shape != scores.shape:
+                raise ValueError(f"target: expected the shape of the scores {tuple(scores.shape)}, got {tuple(target.shape)}")
+            scores, target = scores.reshape(-1, 1), target.reshape(-1, 1)
+        last, wanted, kept = labels_last(scores, target, self.ignore_index)
+        if target.is_floating_point() and not bool(((wanted == 0) | (wanted == 1)).all()):
+            raise ValueError("target: expected 0 or 1 for each label, got a fraction; a ranking takes whole samples")
+        labels = last.shape[-1]
+        return last.masked_fill(~kept, 0.0).reshape(-1, labels), wanted.reshape(-1, labels) == 1, kept.reshape(-1, labels)
+
+    def extra_repr(self) -> str:
+        """The dials, as they stand in the constructor."""
+        return f"task={self.task!r}, average={self.average!r}, {super().extra_repr()}"
+
+
+class AUCLoss(RankingLoss):
+    r"""Area under the ROC curve, expected under noise, as a loss: −log_q(AUC).
+
+    AUC = mean over pairs of a positive and a negative of P(the positive's noisy score is the higher one); see
+    ``functional.expected_auc``. With ``max_fpr`` = α only the negatives that rank highest count, a share α of them, the last
+    one for a part: the partial area over false positive rates from 0 to α, divided by α. Which negatives those are is read
+    from the scores without noise and held constant.
+
+    Args:
+        max_fpr: α in (0, 1]; None or 1 is the whole area.
+        others: as in ``RankingLoss``.
+
+    Shape:
+        "binary": scores and targets (N,) of any one shape, targets 0 or 1 of any type. "multiclass": as ``AccuracyLoss``, class
+        indices only. "multilabel": scores and targets (N, L) or (N, L, d1, …). Output: a scalar; (C,) for average="none".
+
+    Raises:
+        TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
+
+    The expectation of the metric is exact for the batch's pairs, and a batch's AUC an unbiased estimate of the data set's (not
+    the partial one); but a batch has few pairs: let batches be large, or use ``memory`` or a ``process_group``. A batch
+    without positives, or without negatives, has loss 0 and no gradient. For scale → 0, q = 0 gives
+    1 − ``sklearn.metrics.roc_auc_score``, of the softmax and multi_class="ovr" for classes; for ``max_fpr``, before that
+    function's standardization, and divided by α.
+
+    Range: below an AUC of 1e-30 the 256 hardest positives and negatives stand for all, in log space.
+    Cost: twice ``functional.expected_auc`` for each class.
+
+    >>> AUCLoss(scale=1e-6, q=0.0)(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
+    tensor(0.2500)
+    """
+
+    def __init__(
+        self, task: Task = "binary", average: Average = "macro", *, max_fpr: float | None = None, **options: Any
+    ) -> None:
+        super().__init__(task, average, **options)
+        if max_fpr is not None and not 0 < max_fpr <= 1:
+            raise ValueError(f"max_fpr: expected a rate above 0 and at most 1, got {max_fpr}")
+        self.max_fpr = max_fpr
+
+    def log_metric(self, scores: Tensor, positive: Tensor) -> Tensor:
+        """log AUC, with its digits at both ends."""
+        weight = None if self.max_fpr is None else self._hardest(scores.detach(), positive)
+        options: dict[str, Any] = {"noise": self.noise, "scale": self.scale, "weight": weight}
+        auc = functional.expected_auc(scores, positive, **options)
+        if auc < TINY:
+            return self._in_log_space(scores, positive, weight)
+        if auc < 0.5:
+            return auc.log()
+        return torch.log1p(-functional.expected_auc(scores, ~positive, **options))
+
+    def _hardest(self, scores: Tensor, positive: Tensor) -> Tensor:
+        """Weights: 1, and 0 for the negatives beyond a share ``max_fpr`` of them."""
+        order = scores.masked_fill(positive, -math.inf).argsort(descending=True, stable=True)
+        rank = torch.empty_like(scores).index_put((order,), torch.arange(len(scores), device=scores.device).to(scores))
+        assert self.max_fpr is not None
+        counted = (self.max_fpr * (~positive).sum() - rank).clamp(0, 1)
+        return torch.where(positive, 1.0, counted)
+
+    def _in_log_space(self, scores: Tensor, positive: Tensor, weight: Tensor | None) -> Tensor:
+        """log AUC where it is next to nothing: no other pair comes near the best ones."""
+        w = torch.ones_like(scores) if weight is None else weight
+        sides = []
+        for side, sign in ((positive, 1.0), (~positive & (w > 0), -1.0)):
+            s, v = scores[side], w[side]
+            best = (sign * s.detach()).topk(min(HARDEST, len(s))).indices
+            sides.append((s[best], v[best], v.sum()))
+        (s, v, all_v), (t, u, all_u) = sides
+        pairs = torch.stack(torch.broadcast_tensors(s.unsqueeze(-1), t.unsqueeze(0)), -1)
+        scale = self.scale.reshape(()) if isinstance(self.scale, Tensor) else self.scale
+        first = torch.zeros(pairs.shape[:-1], dtype=torch.int64, device=scores.device)
+        log_p = functional.argmax_log_prob(pairs, first, noise=self.noise, scale=scale)
+        log_w = (v.unsqueeze(-1) * u).log() - (all_v * all_u).log()
+        return (log_p + log_w).flatten().logsumexp(0)
+
+    def extra_repr(self) -> str:
+        """The dials, as they stand in the constructor."""
+        return super().extra_repr() + (f", max_fpr={self.max_fpr}" if self.max_fpr is not None else "")
+
+
+class AveragePrecisionLoss(RankingLoss):
+    r"""Average precision, in expectation under noise, as a loss: −log_q(AP).
+
+    The precision at every threshold that a noisy positive passes, averaged; see ``functional.expected_average_precision``.
+    Arguments, shapes and errors are those of ``AUCLoss``, but for ``max_fpr``.
+
+    It is a metric of expectations, a ratio of expected counts. A batch's value is a biased estimate of the data set's, and the
+    more so the fewer positives it has: use large batches, ``memory`` or a ``process_group``. A batch without positives, or
+    without negatives, has loss 0 and no gradient. For scale → 0, q = 0 gives 1 − ``sklearn.metrics.average_precision_score``
+    of distinct scores. The precision cannot fall below the share of positives: the loss is bounded.
+
+    Cost: see ``functional.expected_average_precision``.
+
+    >>> AveragePrecisionLoss(scale=1e-6, q=0.0)(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
+    tensor(0.1667)
+    """
+
+    def log_metric(self, scores: Tensor, positive: Tensor) -> Tensor:
+        """log AP."""
+        return functional.expected_average_precision(scores, positive, noise=self.noise, scale=self.scale).log()
