@@ -26,7 +26,7 @@ from lossmith.checks import (
 from lossmith.noise import Noise
 from lossmith.qlog import neg_log_q
 from lossmith.ranking import expected_auc, expected_average_precision
-from lossmith.threshold import argmax, reference, select
+from lossmith.threshold import argmax, opaque, reference, select
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -40,6 +40,16 @@ __all__ = [
     "standardize_scores",
     "topk_log_prob",
 ]
+
+
+_all_log_probs = opaque.register(
+    "argmax_log_probs", lambda x, noise, _: reference.log_probs(x[0], noise), lambda x: torch.empty_like(x[0])
+)
+_topk_log_prob = opaque.register(
+    "topk_log_prob",
+    lambda x, noise, k: reference.log_prob(x[0], x[1], noise, rank=int(k)),
+    lambda x: x[0].new_empty(x[0].shape[0]),
+)
 
 
 def argmax_log_prob(
@@ -168,7 +178,7 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
     if distribution.has_closed_form(scores.shape[-1]):
         log_p = distribution.closed_form_log_probs(z)
     else:
-        log_p = reference.log_probs(_rows(z), distribution).view_as(z)
+        log_p = _all_log_probs((_rows(z),), distribution).view_as(z)
     return log_p.to(scores.dtype)
 
 
@@ -216,7 +226,7 @@ def topk_log_prob(
         own = scores.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
         return torch.where(own.isneginf(), -torch.inf, 0.0 * scores.masked_fill(scores.isneginf(), 0.0).sum(-1))
     z = _centred(scores) / scale
-    log_p = reference.log_prob(_rows(z), target.long().flatten(), distribution, rank=k)
+    log_p = _topk_log_prob((_rows(z), target.long().flatten()), distribution, k)
     return log_p.view_as(target).to(scores.dtype)
 
 

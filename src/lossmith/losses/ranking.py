@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from lossmith import functional, groups
+from lossmith.checks import has_values
 from lossmith.layout import classes_last, labels_last, over_something
 from lossmith.losses.base import MetricLoss
 from lossmith.losses.memory import ScoreMemory
 from lossmith.noise import Noise
+from lossmith.threshold import opaque
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -73,9 +76,12 @@ class RankingLoss(MetricLoss):
         self.average = average
         self.memory = ScoreMemory(memory)
 
+    @property
     @abstractmethod
-    def log_metric(self, scores: Tensor, positive: Tensor) -> Tensor:
-        """log of the metric of scores (n,) float64 and positives (n,), of which there are some, as there are negatives."""
+    def of_columns(self) -> Callable[..., Tensor]:
+        """The function of ``opaque`` that makes log metrics (K,) of (scores, positive, keep, scale), a noise and a number."""
+
+    number = 0.0  # what the metric needs beside
 
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch of scores and targets."""
@@ -86,20 +92,16 @@ class RankingLoss(MetricLoss):
         positive, keep = state.bool().unbind(-1)
         if self.average == "micro":
             z, positive, keep = z.reshape(-1, 1), positive.reshape(-1, 1), keep.reshape(-1, 1)
-        logs, counts = [], []
-        for k in range(z.shape[-1]):
-            s, p = z[keep[:, k], k], positive[keep[:, k], k]
-            there = bool(p.any()) and not bool(p.all())
-            logs.append(self.log_metric(s.double(), p) if there else z.new_zeros((), dtype=torch.float64))
-            counts.append(float(p.sum()) if there else 0.0)
-        log_m, count = torch.stack(logs), z.new_tensor(counts, dtype=torch.float64)
+        scale = torch.as_tensor(self.scale, dtype=torch.float64, device=z.device).reshape(())
+        count = torch.where((keep & ~positive).any(0), (keep & positive).sum(0), 0)  # of positives, where there are negatives
+        log_m = self.of_columns((z.double(), positive, keep, scale), self.noise, self.number)
         nothing = 0.0 * torch.where(keep, z, 0.0).sum()  # a gradient of 0 where there is nothing to rank
         if self.average == "none":
             return functional.neg_log_q(log_m, self.q).to(scores.dtype) + nothing
-        share = count if self.average == "weighted" else (count > 0).double()
-        share = share / over_something(share.sum())
-        some = share > 0
-        mean = torch.logsumexp(log_m[some] + share[some].log(), 0) if some.any() else log_m.sum()
+        some = count > 0
+        share = torch.where(some, count, 1).double() if self.average == "weighted" else torch.ones_like(log_m)
+        terms = torch.where(some, log_m + (share / over_something((some * share).sum())).log(), -math.inf)
+        mean = torch.where(some.any(), torch.where(some.any(), terms, 0.0).logsumexp(0), 0.0)
         return functional.neg_log_q(mean, self.q).to(scores.dtype) + nothing
 
     def _columns(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +124,7 @@ class RankingLoss(MetricLoss):
                 raise ValueError(f"target: expected the shape of the scores {tuple(scores.shape)}, got {tuple(target.shape)}")
             scores, target = scores.reshape(-1, 1), target.reshape(-1, 1)
         last, wanted, kept = labels_last(scores, target, self.ignore_index)
-        if target.is_floating_point() and not bool(((wanted == 0) | (wanted == 1)).all()):
+        if target.is_floating_point() and has_values(wanted) and not bool(((wanted == 0) | (wanted == 1)).all()):
             raise ValueError("target: expected 0 or 1 for each label, got a fraction; a ranking takes whole samples")
         labels = last.shape[-1]
         return last.masked_fill(~kept, 0.0).reshape(-1, labels), wanted.reshape(-1, labels) == 1, kept.reshape(-1, labels)
@@ -172,40 +174,15 @@ class AUCLoss(RankingLoss):
             raise ValueError(f"max_fpr: expected a rate above 0 and at most 1, got {max_fpr}")
         self.max_fpr = max_fpr
 
-    def log_metric(self, scores: Tensor, positive: Tensor) -> Tensor:
-        """log AUC, with its digits at both ends."""
-        weight = None if self.max_fpr is None else self._hardest(scores.detach(), positive)
-        options: dict[str, Any] = {"noise": self.noise, "scale": self.scale, "weight": weight}
-        auc = functional.expected_auc(scores, positive, **options)
-        if auc < TINY:
-            return self._in_log_space(scores, positive, weight)
-        if auc < 0.5:
-            return auc.log()
-        return torch.log1p(-functional.expected_auc(scores, ~positive, **options))
+    @property
+    def of_columns(self) -> Callable[..., Tensor]:
+        """log AUC."""
+        return _log_auc
 
-    def _hardest(self, scores: Tensor, positive: Tensor) -> Tensor:
-        """Weights: 1, and 0 for the negatives beyond a share ``max_fpr`` of them."""
-        order = scores.masked_fill(positive, -math.inf).argsort(descending=True, stable=True)
-        rank = torch.empty_like(scores).index_put((order,), torch.arange(len(scores), device=scores.device).to(scores))
-        assert self.max_fpr is not None
-        counted = (self.max_fpr * (~positive).sum() - rank).clamp(0, 1)
-        return torch.where(positive, 1.0, counted)
-
-    def _in_log_space(self, scores: Tensor, positive: Tensor, weight: Tensor | None) -> Tensor:
-        """log AUC where it is next to nothing: no other pair comes near the best ones."""
-        w = torch.ones_like(scores) if weight is None else weight
-        sides = []
-        for side, sign in ((positive, 1.0), (~positive & (w > 0), -1.0)):
-            s, v = scores[side], w[side]
-            best = (sign * s.detach()).topk(min(HARDEST, len(s))).indices
-            sides.append((s[best], v[best], v.sum()))
-        (s, v, all_v), (t, u, all_u) = sides
-        pairs = torch.stack(torch.broadcast_tensors(s.unsqueeze(-1), t.unsqueeze(0)), -1)
-        scale = self.scale.reshape(()) if isinstance(self.scale, Tensor) else self.scale
-        first = torch.zeros(pairs.shape[:-1], dtype=torch.int64, device=scores.device)
-        log_p = functional.argmax_log_prob(pairs, first, noise=self.noise, scale=scale)
-        log_w = (v.unsqueeze(-1) * u).log() - (all_v * all_u).log()
-        return (log_p + log_w).flatten().logsumexp(0)
+    @property
+    def number(self) -> float:  # type: ignore[override]
+        """The share of the negatives that counts."""
+        return 1.0 if self.max_fpr is None else float(self.max_fpr)
 
     def extra_repr(self) -> str:
         """The dials, as they stand in the constructor."""
@@ -229,6 +206,68 @@ class AveragePrecisionLoss(RankingLoss):
     tensor(0.1667)
     """
 
-    def log_metric(self, scores: Tensor, positive: Tensor) -> Tensor:
+    @property
+    def of_columns(self) -> Callable[..., Tensor]:
         """log AP."""
-        return functional.expected_average_precision(scores, positive, noise=self.noise, scale=self.scale).log()
+        return _log_precision
+
+
+def _each_column(one: Callable[[Tensor, Tensor, Noise, Tensor, float], Tensor]) -> Callable[..., Tensor]:
+    """``one`` of every column's samples that count, where both kinds are among them; 0 elsewhere."""
+
+    def of_columns(x: Sequence[Tensor], noise: Noise, number: float) -> Tensor:
+        z, positive, keep, scale = x
+        logs = []
+        for k in range(z.shape[1]):
+            s, p = z[keep[:, k], k], positive[keep[:, k], k]
+            both = bool(p.any()) and not bool(p.all())
+            logs.append(one(s, p, noise, scale, number) if both else z.new_zeros(()))
+        return torch.stack(logs)
+
+    return of_columns
+
+
+def _auc_of_one(scores: Tensor, positive: Tensor, noise: Noise, scale: Tensor, max_fpr: float) -> Tensor:
+    """log AUC, with its digits at both ends."""
+    weight = None if max_fpr == 1 else _hardest(scores.detach(), positive, max_fpr)
+    options: dict[str, Any] = {"noise": noise, "scale": scale, "weight": weight}
+    auc = functional.expected_auc(scores, positive, **options)
+    if auc < TINY:
+        return _in_log_space(scores, positive, weight, noise, scale)
+    if auc < 0.5:
+        return auc.log()
+    return torch.log1p(-functional.expected_auc(scores, ~positive, **options))
+
+
+def _hardest(scores: Tensor, positive: Tensor, max_fpr: float) -> Tensor:
+    """Weights: 1, and 0 for the negatives beyond a share ``max_fpr`` of them, counted from the highest."""
+    order = scores.masked_fill(positive, -math.inf).argsort(descending=True, stable=True)
+    rank = torch.empty_like(scores).index_put((order,), torch.arange(len(scores), device=scores.device).to(scores))
+    return torch.where(positive, 1.0, (max_fpr * (~positive).sum() - rank).clamp(0, 1))
+
+
+def _in_log_space(scores: Tensor, positive: Tensor, weight: Tensor | None, noise: Noise, scale: Tensor) -> Tensor:
+    """log AUC where it is next to nothing: no other pair comes near the best ones."""
+    w = torch.ones_like(scores) if weight is None else weight
+    best, weights, totals = [], [], []
+    for side, sign in ((positive, 1.0), (~positive & (w > 0), -1.0)):
+        s, v = scores[side], w[side]
+        chosen = (sign * s.detach()).topk(min(HARDEST, len(s))).indices
+        best.append(s[chosen])
+        weights.append(v[chosen])
+        totals.append(v.sum())
+    pairs = torch.stack(torch.broadcast_tensors(best[0].unsqueeze(-1), best[1]), -1)
+    first = torch.zeros(pairs.shape[:-1], dtype=torch.int64, device=scores.device)
+    log_p = functional.argmax_log_prob(pairs, first, noise=noise, scale=scale)
+    log_w = (weights[0].unsqueeze(-1) * weights[1]).log() - (totals[0] * totals[1]).log()
+    return (log_p + log_w).flatten().logsumexp(0)
+
+
+def _precision_of_one(scores: Tensor, positive: Tensor, noise: Noise, scale: Tensor, _: float) -> Tensor:
+    return functional.expected_average_precision(scores, positive, noise=noise, scale=scale).log()
+
+
+_log_auc = opaque.register("log_auc", _each_column(_auc_of_one), lambda x: x[0].new_empty(x[0].shape[1]))
+_log_precision = opaque.register(
+    "log_average_precision", _each_column(_precision_of_one), lambda x: x[0].new_empty(x[0].shape[1])
+)
