@@ -283,14 +283,15 @@ class BalancedAccuracyLoss(SampleLoss):
         """N w_y / (n_y Σ_k w_k), k over the classes that there are; 0 for a sample that is ignored."""
         kept = keep.to(scores).flatten()
         counts = self.total(scores.new_zeros(scores.shape[-1]).index_add(0, index.flatten(), kept))
-        return keep * self._share(counts, scores)[index]
+        return keep * self._weights(counts, scores)[index]
 
     def class_mass(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
         """As ``sample_weight``, for each class of each sample."""
-        mass = super().class_mass(target, keep, scores) / over_something(self.class_weight(scores))
-        return mass * self._share(self.total(mass.flatten(0, -2).sum(0)), scores)
+        share = self.class_share(target, keep, scores)
+        return share * self._weights(self.total(share.reshape(-1, share.shape[-1]).sum(0)), scores)
 
-    def _share(self, counts: Tensor, scores: Tensor) -> Tensor:
+    def _weights(self, counts: Tensor, scores: Tensor) -> Tensor:
+        """What a sample of each class weighs, (C,): N w_k / (n_k Σ w), 0 for a class that is not there."""
         there = torch.where(counts > 0, self.class_weight(scores), 0.0)
         return counts.sum() * there / (over_something(counts) * over_something(there.sum()))
 

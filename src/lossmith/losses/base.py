@@ -180,9 +180,13 @@ class SampleLoss(MeanLoss):
         """Scores (…, C) as they enter; ``keep`` (…) says which samples count."""
         return scores
 
-    def class_mass(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
-        """What each class of each sample weighs, (…, C): target probability, smoothed, times class weight."""
+    def class_share(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
+        """The probability of each class for each sample, (…, C), smoothed; 0 where it is ignored."""
         classes = scores.shape[-1]
-        mass = target if target.is_floating_point() else torch.nn.functional.one_hot(target, classes)
-        mass = mass.to(scores.dtype) * (1 - self.label_smoothing) + self.label_smoothing / classes
-        return mass * self.class_weight(scores) * keep.unsqueeze(-1)
+        share = target if target.is_floating_point() else torch.nn.functional.one_hot(target, classes)
+        share = share.to(scores.dtype) * (1 - self.label_smoothing) + self.label_smoothing / classes
+        return share * keep.unsqueeze(-1)
+
+    def class_mass(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
+        """What each class of each sample weighs, (…, C)."""
+        return self.class_share(target, keep, scores) * self.class_weight(scores)

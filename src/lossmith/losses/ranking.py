@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Task = Literal["binary", "multiclass", "multilabel"]
 Average = Literal["macro", "weighted", "micro", "none"]
-TINY = 1e-30  # an AUC below which the hardest pairs are taken in log space
+TINY = 1e-8  # an AUC below which, its error being 1e-14, the hardest pairs are taken in log space
 HARDEST = 256  # of either side
 
 
@@ -159,7 +159,7 @@ class AUCLoss(RankingLoss):
     1 − ``sklearn.metrics.roc_auc_score``, of the softmax and multi_class="ovr" for classes; for ``max_fpr``, before that
     function's standardization, and divided by α.
 
-    Range: below an AUC of 1e-30 the 256 hardest positives and negatives stand for all, in log space.
+    Range: below an AUC of 1e-8 the 256 hardest positives and negatives stand for all, in log space.
     Cost: twice ``functional.expected_auc`` for each class.
 
     >>> AUCLoss(scale=1e-6, q=0.0)(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
