@@ -109,10 +109,12 @@ def _many_graphs() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_loss_is_its_definition_compiled(name: str, dtype: torch.dtype) -> None:
+    """Traced as for any backend; every graph takes seconds, so that each dimension of the table goes with one of the others."""
     case = CASES[name]
-    for reduction in case.reductions:
+    for reduction in case.reductions if dtype == torch.float32 else ONE:
         compiled = torch.compile(case.make(reduction=reduction), fullgraph=True, backend="aot_eager")
-        for layout, ignored in itertools.product(LAYOUTS, ("none", "some", "all")):
+        layouts = list(LAYOUTS) if reduction == "mean" and dtype == torch.float32 else ["(N, C)"]
+        for layout, ignored in itertools.product(layouts, ("none", "some", "all")):
             check(case, compiled, layout, ignored, dtype, reduction, 1.0)
 
 

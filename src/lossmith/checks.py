@@ -20,6 +20,13 @@ def has_values(tensor: Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # no public name tells
 
 
+def check_tensors(**values: object) -> None:
+    """Refuse what is no tensor, by its name."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
 def check_scores(scores: Tensor, least: int = 2) -> None:
     """Refuse what is not a floating-point tensor of shape (…, C ≥ ``least``)."""
     if not isinstance(scores, Tensor):
@@ -63,6 +70,13 @@ def check_target_type(target: Tensor, scores: Tensor) -> None:
     if target.shape != scores.shape[:-1]:
         expected = tuple(scores.shape[:-1])
         raise ValueError(f"target: expected shape {expected} for scores {tuple(scores.shape)}, got {tuple(target.shape)}")
+    check_device(target, scores)
+
+
+def check_device(target: Tensor, scores: Tensor) -> None:
+    """Refuse a target that lies elsewhere than the scores."""
+    if target.device != scores.device:
+        raise ValueError(f"target: expected on {scores.device}, where the scores are, got {target.device}; move it there")
 
 
 def check_target_values(target: Tensor, classes: int, ignore_index: int | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lossmith.checks import check_score_values, check_scores, check_target, has_values
+from lossmith.checks import check_device, check_score_values, check_scores, check_target, check_tensors, has_values
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -19,6 +19,7 @@ def classes_last(scores: Tensor, target: Tensor, least: int = 2) -> tuple[Tensor
         TypeError: scores are not floating point.
         ValueError: fewer than ``least`` classes, or shapes that fit neither class indices nor class probabilities.
     """
+    check_tensors(scores=scores, target=target)
     class_dim = 1 if scores.dim() > 1 else 0
     if scores.dim() == 0:
         raise ValueError("scores: expected shape (C,), (N, C) or (N, C, d1, …), got a single number")
@@ -32,6 +33,7 @@ def classes_last(scores: Tensor, target: Tensor, least: int = 2) -> tuple[Tensor
             f"target: expected class indices of shape {tuple(index_shape)} or floating-point class probabilities of shape "
             f"{tuple(scores.shape)}, got {target.dtype} of shape {tuple(target.shape)}"
         )
+    check_device(target, last)
     return last, target
 
 
@@ -45,12 +47,14 @@ def labels_last(scores: Tensor, target: Tensor, ignore_index: int | None = None)
         TypeError: scores are not floating point.
         ValueError: shapes differ; an integer target other than 0, 1 and ``ignore_index``, a floating-point one outside [0, 1].
     """
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        raise TypeError(f"scores: expected a floating-point tensor, got {getattr(scores, 'dtype', type(scores).__name__)}")
+    check_tensors(scores=scores, target=target)
+    if not scores.is_floating_point():
+        raise TypeError(f"scores: expected a floating-point tensor, got {scores.dtype}; pass raw model outputs")
     if scores.dim() == 0 or target.shape != scores.shape:
         raise ValueError(
             f"target: expected the shape of the scores {tuple(scores.shape)}, 0 or 1 for each label, got {tuple(target.shape)}"
         )
+    check_device(target, scores)
     class_dim = 1 if scores.dim() > 1 else 0
     last, target = scores.movedim(class_dim, -1), target.movedim(class_dim, -1)
     keep = torch.ones_like(target, dtype=torch.bool)
@@ -110,7 +114,7 @@ class ClassificationLoss(nn.Module):
 
     def sample_weight(self, index: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
         """Weight of each sample: its class's, and 0 where it is ignored."""
-        return keep.to(scores) if self.weight is None else keep * self.class_weight(scores)[index]
+        return keep.to(scores) if self.weight is None else keep * self.class_weight(scores).take(index)
 
     def reduce(self, losses: Tensor, total_weight: Tensor) -> Tensor:
         """Weighted losses of the samples to the module's output; "mean" divides by ``total_weight``."""

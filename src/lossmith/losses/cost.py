@@ -105,7 +105,7 @@ class CostLoss(MeanLoss):
             raise ValueError(f"cost: expected shape ({classes}, {classes}) for {classes} classes, got {tuple(self.cost.shape)}")
         matrix = self.cost.to(scores)
         if not target.is_floating_point() and not self.label_smoothing:
-            return matrix[target]
+            return matrix.index_select(0, target.flatten()).view(*target.shape, classes)
         share = target if target.is_floating_point() else torch.nn.functional.one_hot(target, classes)
         return (share.to(scores) * (1 - self.label_smoothing) + self.label_smoothing / classes) @ matrix
 

@@ -56,7 +56,8 @@ class SubsetAccuracyLoss(MeanLoss):
         **options: Any,
     ) -> None:
         for name in ("weight", "label_smoothing"):
-            if options.get(name) not in (None, 0, 0.0):
+            given = options.get(name)
+            if given is not None and not (name == "label_smoothing" and given == 0):
                 raise ValueError(f"{name}: has no meaning for a subset of labels; leave it out")
         super().__init__(noise, scale, q, over, **options)
 

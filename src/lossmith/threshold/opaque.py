@@ -61,6 +61,8 @@ def _gradients(name: str, tensors: Sequence[Tensor], noise: str, number: float, 
         leaves = [x.detach().requires_grad_() if x.is_floating_point() else x for x in tensors]
         with torch.enable_grad():
             value = _entries[name].function(leaves, noises.by_key(noise), number)
+        if not value.requires_grad:  # it depends on none of them here
+            return [torch.zeros_like(x) for x in tensors]
         asked = [x for x in leaves if x.requires_grad]
         parts = iter(torch.autograd.grad(value, asked, upstream, allow_unused=True, materialize_grads=True))
         return [next(parts).clone() if x.requires_grad else torch.zeros_like(x) for x in leaves]
