@@ -1,0 +1,13 @@
+"""The classical losses that metric losses are compared with, each right by its own definition."""
+
+from lossmith.surrogates.leads import HingeLoss, PolynomialLoss, SigmoidLoss
+from lossmith.surrogates.likelihoods import BetaBernoulliLoss, GammaCrossEntropyLoss, PolyLoss
+
+__all__ = [
+    "BetaBernoulliLoss",
+    "GammaCrossEntropyLoss",
+    "HingeLoss",
+    "PolyLoss",
+    "PolynomialLoss",
+    "SigmoidLoss",
+]
