@@ -2,9 +2,11 @@
 
 from lossmith.surrogates.leads import HingeLoss, PolynomialLoss, SigmoidLoss
 from lossmith.surrogates.likelihoods import BetaBernoulliLoss, GammaCrossEntropyLoss, PolyLoss
+from lossmith.surrogates.transport import EMOLoss
 
 __all__ = [
     "BetaBernoulliLoss",
+    "EMOLoss",
     "GammaCrossEntropyLoss",
     "HingeLoss",
     "PolyLoss",
