@@ -2,14 +2,17 @@
 
 from lossmith.surrogates.leads import HingeLoss, PolynomialLoss, SigmoidLoss
 from lossmith.surrogates.likelihoods import BetaBernoulliLoss, GammaCrossEntropyLoss, PolyLoss
+from lossmith.surrogates.sparse import Entmax15Loss, SparsemaxLoss
 from lossmith.surrogates.transport import EMOLoss
 
 __all__ = [
     "BetaBernoulliLoss",
     "EMOLoss",
+    "Entmax15Loss",
     "GammaCrossEntropyLoss",
     "HingeLoss",
     "PolyLoss",
     "PolynomialLoss",
     "SigmoidLoss",
+    "SparsemaxLoss",
 ]
