@@ -3,6 +3,7 @@
 from lossmith.surrogates.leads import HingeLoss, PolynomialLoss, SigmoidLoss
 from lossmith.surrogates.likelihoods import BetaBernoulliLoss, GammaCrossEntropyLoss, PolyLoss
 from lossmith.surrogates.sparse import Entmax15Loss, SparsemaxLoss
+from lossmith.surrogates.subsets import SmoothTopKLoss
 from lossmith.surrogates.transport import EMOLoss
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "PolyLoss",
     "PolynomialLoss",
     "SigmoidLoss",
+    "SmoothTopKLoss",
     "SparsemaxLoss",
 ]
