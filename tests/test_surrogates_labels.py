@@ -88,18 +88,19 @@ def test_zlpr_leaves_ignored_entries_out() -> None:
     assert ZLPRLoss(ignore_index=7)(scores, other) == ZLPRLoss()(scores, target)
 
 
-@pytest.mark.parametrize("score", [-300.0, -40.0, -1.0, 40.0, 300.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+@pytest.mark.parametrize("score", [-300.0, -40.0, -21.0, -1.0, 40.0, 300.0])
 @pytest.mark.parametrize("label", [0.0, 1e-6, 0.5, 1.0])
-def test_zlpr_keeps_its_digits_in_float32(score: float, label: float) -> None:
-    t = float(torch.tensor(label))  # as float32 has it
+def test_zlpr_keeps_its_digits(score: float, label: float, dtype: torch.dtype, tolerance: float) -> None:
+    t = float(torch.tensor(label, dtype=dtype))  # as the type has it
     with mpmath.workdps(300):
         s = mpmath.mpf(score)
         pull, push = t * mpmath.exp(-s), (1 - mpmath.mpf(t)) * mpmath.exp(s)
         expected = float(mpmath.log(1 + pull) + mpmath.log(1 + push))
         slope = float(-pull / (1 + pull) + push / (1 + push))
-    scores, target = torch.tensor([[score]]), torch.tensor([[label]])
-    assert ZLPRLoss()(scores, target).item() == pytest.approx(expected, rel=1e-6, abs=1e-37)
-    assert slopes_of(ZLPRLoss(), scores, target).item() == pytest.approx(slope, rel=2e-6, abs=1e-6)
+    scores, target = torch.tensor([[score]], dtype=dtype), torch.tensor([[label]], dtype=dtype)
+    assert ZLPRLoss()(scores, target).item() == pytest.approx(expected, rel=tolerance, abs=1e-37)
+    assert slopes_of(ZLPRLoss(), scores, target).item() == pytest.approx(slope, rel=2 * tolerance, abs=tolerance)
 
 
 def test_zlpr_gradcheck() -> None:

@@ -227,6 +227,8 @@ def test_sparse_losses_see_no_shift_and_no_removed_class(make: Callable[..., Any
     torch.testing.assert_close(make(reduction="none")(removed, TARGET), expected, rtol=ROUNDING, atol=0)
     assert not slopes_of(make(), removed, TARGET)[:, -1].any()
     assert make()(removed, torch.tensor([5, 5, 5])).item() == math.inf
+    far = torch.cat([SCORES, torch.full((3, 1), -1e200, dtype=torch.float64)], -1)  # its square overflows
+    torch.testing.assert_close(make(reduction="none")(far, TARGET), expected, rtol=ROUNDING, atol=0)
 
 
 @pytest.mark.parametrize("make", SPARSE)

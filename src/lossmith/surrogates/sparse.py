@@ -9,9 +9,6 @@ from torch import Tensor
 
 from lossmith.surrogates.base import IndexLoss
 
-# The map sees scores cut this far below the highest: none beyond 2 counts, and no sum of their squares swallows the others.
-_CUT = -10.0
-
 
 class _SparseLoss(IndexLoss):
     """The Fenchel–Young loss of a sparse map, max_p (p·z + H(p)) − z_y, with gradient p − onehot(y).
@@ -37,7 +34,7 @@ class _SparseLoss(IndexLoss):
         # In float64: with many classes near the threshold, float32 leaves it too few digits for the probabilities to sum to 1.
         z = scores.double()
         z = z - z.detach().amax(-1, keepdim=True)  # the loss does not see a shift
-        p = self.map(z.detach().clamp_min(_CUT), dim=-1)
+        p = self.map(z.detach(), dim=-1)
         losses = self.dual(z, p.amax(-1, keepdim=True)).squeeze(-1) - z.gather(-1, index.unsqueeze(-1)).squeeze(-1)
         return losses.to(scores.dtype)
 
