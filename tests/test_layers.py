@@ -51,7 +51,7 @@ CORE = {
     "losses",
     "threshold.select",
 }  # what __init__ gathers
-HEAVY = {"sklearn", "numba", "triton", "pandas", "matplotlib", "click", "rich", "skrub", "pyarrow", "jinja2"}
+HEAVY = {"sklearn", "entmax", "numba", "triton", "pandas", "matplotlib", "click", "rich", "skrub", "pyarrow", "jinja2"}
 
 
 def dotted(path: Path) -> str:

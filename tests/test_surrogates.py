@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,13 @@ from lossmith.surrogates import BetaBernoulliLoss, HingeLoss, PolyLoss, Polynomi
 
 ROUNDING = 1e-13
 Array = np.ndarray[Any, Any]
-LOSSES: dict[str, Callable[..., Any]] = {name: getattr(surrogates, name) for name in surrogates.__all__}
+OF_LABELS = {"ZLPRLoss", "F1WeightedCrossEntropyLoss"}  # tests/test_surrogates_labels.py
+EMBEDDINGS = torch.tensor([[1.0, 0.2], [0.9, -0.3], [-1.0, 0.5], [0.1, 2.0]], dtype=torch.float64)
+LOSSES: dict[str, Callable[..., Any]] = {
+    name: getattr(surrogates, name) for name in surrogates.__all__ if name not in OF_LABELS
+}
+LOSSES["EMOLoss"] = partial(surrogates.EMOLoss, EMBEDDINGS)
+LOSSES["SmoothTopKLoss"] = partial(surrogates.SmoothTopKLoss, 2)
 EACH = pytest.mark.parametrize("name", LOSSES)
 TWO = torch.tensor([[0.3, -0.4], [2.0, 1.5], [-0.7, 3.0]], dtype=torch.float64)
 FOUR = torch.tensor([[0.3, -0.4, 1.2, 0.0], [2.0, 1.8, -1.0, 1.4], [0.1, -3.0, 0.05, 0.2]], dtype=torch.float64)
