@@ -56,6 +56,8 @@ def labels_last(scores: Tensor, target: Tensor, ignore_index: int | None = None)
         )
     check_device(target, scores)
     class_dim = 1 if scores.dim() > 1 else 0
+    if scores.shape[class_dim] == 0:
+        raise ValueError(f"scores: expected at least one label in dimension {class_dim}, got {tuple(scores.shape)}")
     last, target = scores.movedim(class_dim, -1), target.movedim(class_dim, -1)
     keep = torch.ones_like(target, dtype=torch.bool)
     if ignore_index is not None and not target.is_floating_point() and target.dtype != torch.bool:
