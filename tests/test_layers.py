@@ -31,6 +31,7 @@ ORDER = [
     "layout",
     "losses",
     "surrogates",
+    "heads",
     "training",
     "__init__",  # the public names of the core: what stands below may use them
     "toy",
@@ -42,6 +43,7 @@ ORDER = [
 ]
 CORE = {
     "functional",
+    "heads",
     "noise",
     "surrogates",
     "training",

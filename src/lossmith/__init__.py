@@ -1,6 +1,6 @@
 """Train the metric you report: losses that are the metric itself, made smooth exactly."""
 
-from lossmith import functional, noise, surrogates, training
+from lossmith import functional, heads, noise, surrogates, training
 from lossmith.choice import PerturbedArgmax
 from lossmith.errors import InputError
 from lossmith.losses import AccuracyLoss
@@ -12,6 +12,7 @@ __all__ = [
     "InputError",
     "PerturbedArgmax",
     "functional",
+    "heads",
     "last_kernel",
     "noise",
     "surrogates",
