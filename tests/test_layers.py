@@ -33,6 +33,7 @@ ORDER = [
     "surrogates",
     "heads",
     "training",
+    "recipe",
     "__init__",  # the public names of the core: what stands below may use them
     "toy",
     "data",
@@ -45,6 +46,7 @@ CORE = {
     "functional",
     "heads",
     "noise",
+    "recipe",
     "surrogates",
     "training",
     "choice",

@@ -4,6 +4,7 @@ from lossmith import functional, heads, noise, surrogates, training
 from lossmith.choice import PerturbedArgmax
 from lossmith.errors import InputError
 from lossmith.losses import AccuracyLoss
+from lossmith.recipe import check_recipe
 from lossmith.threshold.select import last_kernel, use_kernel
 
 __version__ = "0.1.0"
@@ -11,6 +12,7 @@ __all__ = [
     "AccuracyLoss",
     "InputError",
     "PerturbedArgmax",
+    "check_recipe",
     "functional",
     "heads",
     "last_kernel",
