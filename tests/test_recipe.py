@@ -136,7 +136,7 @@ def test_kinks_and_jumps_are_told_apart_and_bends_are_neither() -> None:
     step = check_recipe(of_lead(lambda t: F.softplus(-t) + (t < 0)))
     assert (step.jumps, step.kinks) == ((pytest.approx(0, abs=1e-8),), ())
     assert step.error_factor == pytest.approx(1 + LOG2)
-    assert check_recipe(of_lead(lambda t: F.softplus(-20 * t) / 20)).smooth  # sharp, not broken
+    assert check_recipe(of_lead(lambda t: F.softplus(300 * (1 - t)) / 300)).smooth  # sharp, not broken
 
 
 def test_underflow_is_not_flatness() -> None:

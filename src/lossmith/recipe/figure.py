@@ -17,7 +17,10 @@ WRONG, RIGHT = "#fbeeee", "#eef5ec"
 
 
 def figure(report: Any) -> Figure:
-    """Two panels over one axis of leads: the loss above the 0-1 error, and the pull −dL/dt beside the metric's own, of a ``RecipeReport``."""
+    """Two panels over one axis of leads: the loss above the 0-1 error, and the pull −dL/dt beside the metric's own.
+
+    ``report`` is a ``RecipeReport``, whose module imports this one.
+    """
     reach = 8 * float(report.leads[-1]) / 1000
     shown = np.abs(report.leads) <= reach
     t, values, pull = report.leads[shown], report.values[shown], -report.slopes[shown]
@@ -37,7 +40,7 @@ def figure(report: Any) -> Figure:
     above.plot(t, values, color=LOSS, lw=2.4, label="loss", solid_capstyle="round")
     below.plot(across, pull, color=LOSS, lw=2.4, label="pull of the loss, −slope", solid_capstyle="round")
     if report.noise is not None and report.noise_scale is not None:
-        label = f"pull of the expected error, {report.noise} noise of scale {report.noise_scale:.3g}"
+        label = f"the expected error's, {report.noise} noise of scale {report.noise_scale:.3g}"
         metric = _metric_pull(report, t)
         below.plot(t, metric, color=METRIC, lw=1.8, ls=(0, (5, 2)), label=label)
         _frame(below, np.concatenate([pull, metric[np.isfinite(metric)]]))
@@ -59,6 +62,7 @@ def figure(report: Any) -> Figure:
     lines = [report.verdict[0].upper() + report.verdict[1:], *(f"{part}: {text}" for part, text in words)]
     above.set_title("\n".join(fill(line, 105) for line in lines), loc="left", fontsize=9.5, color=INK, linespacing=1.45)
     fig.suptitle(fill(report.name, 80), x=0.015, ha="left", fontsize=12.5, fontweight="bold", color=INK)
+    fig.draw_without_rendering()  # the first layout does not know how wide the tick labels are
     return fig
 
 
@@ -79,7 +83,7 @@ def _frame(axes: Axes, heights: np.ndarray[tuple[int], np.dtype[np.float64]]) ->
     high = min(high, max(12 * float(np.median(np.abs(heights))), 6.0))
     low = max(low, -high) if high > 0 else low
     room = 0.08 * (high - low or 1.0)
-    axes.set_ylim(low - room, high + 2.5 * room)
+    axes.set_ylim(low - room, high + 5 * room)  # the legend's place
 
 
 def _metric_pull(report: Any, t: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
