@@ -32,7 +32,9 @@ ORDER = [
     "layout",
     "losses",
     "surrogates",
+    "heads",
     "training",
+    "recipe",
     "__init__",  # the public names of the core: what stands below may use them
     "toy",
     "data",
@@ -43,7 +45,9 @@ ORDER = [
 ]
 CORE = {
     "functional",
+    "heads",
     "noise",
+    "recipe",
     "surrogates",
     "training",
     "choice",

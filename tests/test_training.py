@@ -1,16 +1,21 @@
 import math
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lossmith import AccuracyLoss
+from lossmith import AccuracyLoss, InputError
 from lossmith.surrogates import BetaBernoulliLoss, HingeLoss, SigmoidLoss
-from lossmith.training import GradientNormalizer, Recipe, ScaleSchedule, fit
+from lossmith.training import GradientNormalizer, QSchedule, Recipe, ScaleSchedule, fit
+from lossmith.training.schedules import Shape
 
 ROUNDING = 1e-12
+SHAPES = get_args(Shape)
 
 
 @pytest.mark.parametrize(("start", "end", "steps"), [(10.0, 0.01, 16), (0.1, 3.0, 7), (5.0, 0.5, 2), (2.0, 2.0, 4)])
@@ -51,10 +56,120 @@ def test_schedule_resumes_where_it_was() -> None:
     assert other.state_dict() == schedule.state_dict()
 
 
-@pytest.mark.parametrize("numbers", [(0.0, 1.0, 3), (1.0, 0.0, 3), (1.0, -1.0, 3), (1.0, 1.0, 0), (math.nan, 1.0, 3)])
-def test_schedule_refuses_in_one_line(numbers: Any) -> None:
-    with pytest.raises(ValueError, match=r"^expected start > 0, end > 0 and steps ≥ 1, got start=[^\n]+$"):
-        ScaleSchedule(AccuracyLoss(), *numbers)
+LEAST = r"expected a finite scale > 0, got"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ((0.0, 1.0, 3), f"start: {LEAST} 0.0"),
+        ((1.0, 0.0, 3), f"end: {LEAST} 0.0"),
+        ((1.0, -1.0, 3), f"end: {LEAST} -1.0"),
+        ((math.nan, 1.0, 3), f"start: {LEAST} nan"),
+        ((1.0, math.inf, 3), f"end: {LEAST} inf"),
+        ((1.0, 1.0, 0), "steps: expected a whole number ≥ 1, got 0"),
+    ],
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_schedule_refuses_in_one_line(numbers: Any, words: str, shape: Any) -> None:
+    loss = AccuracyLoss(scale=7.0)
+    with pytest.raises(InputError, match=f"^{re.escape(words)}$"):
+        ScaleSchedule(loss, *numbers, shape=shape)
+    assert loss.scale == 7.0
+
+
+def test_schedule_refuses_what_it_cannot_move() -> None:
+    with pytest.raises(TypeError, match=r"^loss: expected an object with an attribute q, got HingeLoss$"):
+        QSchedule(HingeLoss(), 1.0, 0.0, 3)
+    with pytest.raises(TypeError, match=r"^loss\.scale: expected a number"):
+        ScaleSchedule(AccuracyLoss(scale=torch.nn.Parameter(torch.tensor(1.0))), 10.0, 0.1, steps=5)
+    with pytest.raises(TypeError, match=r"^steps: expected a whole number, got float$"):
+        ScaleSchedule(AccuracyLoss(), 10.0, 0.1, 2.5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^shape: unknown name 'cosin'; did you mean 'cosine'\?$"):
+        QSchedule(AccuracyLoss(), 1.0, 0.0, 3, shape="cosin")  # type: ignore[arg-type]
+
+
+# By hand: five steps, so f = 0, 1/4, 1/2, 3/4, 1, and (1 − cos πf)/2 = 0, (2 − √2)/4, 1/2, (2 + √2)/4, 1.
+COSINE = [0.0, (2 - math.sqrt(2)) / 4, 0.5, (2 + math.sqrt(2)) / 4, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "start", "end", "expected"),
+    [
+        ("linear", 1.0, 0.0, [1.0, 0.75, 0.5, 0.25, 0.0]),
+        ("linear", 0.0, 2.0, [0.0, 0.5, 1.0, 1.5, 2.0]),
+        ("cosine", 1.0, 0.0, [1 - share for share in COSINE]),
+        ("cosine", 0.5, 4.5, [0.5 + 4 * share for share in COSINE]),
+        ("exponential", 16.0, 1.0, [16.0, 8.0, 4.0, 2.0, 1.0]),
+    ],
+)
+@pytest.mark.parametrize("kind", [ScaleSchedule, QSchedule])
+def test_each_shape_gives_these_numbers(kind: Any, shape: Any, start: float, end: float, expected: list[float]) -> None:
+    if kind is ScaleSchedule:  # which never reaches 0
+        start, end, expected = start + 1, end + 1, [value + 1 for value in expected]
+        if shape == "exponential":
+            start, end, expected = 16.0, 1.0, [16.0, 8.0, 4.0, 2.0, 1.0]
+    loss = AccuracyLoss()
+    schedule = kind(loss, start, end, 5, shape=shape)
+    got = [getattr(loss, kind.dial)]
+    for _ in range(6):
+        schedule.step()
+        got.append(getattr(loss, kind.dial))
+    np.testing.assert_allclose(got, [*expected, end, end], rtol=ROUNDING, atol=ROUNDING)
+    assert got[0] == start
+    assert got[-3:] == [end] * 3  # to the last digit
+
+
+def test_the_shapes_that_need_not_be_named() -> None:
+    loss = AccuracyLoss()
+    ScaleSchedule(loss, 16.0, 1.0, 3).step()
+    QSchedule(loss, 1.0, 0.0, 3).step()
+    assert (loss.scale, loss.q) == (4.0, 0.5)
+
+
+def test_q_keeps_its_range() -> None:
+    for start, end in ((-0.1, 1.0), (1.0, -0.1), (math.nan, 1.0), (1.0, math.inf)):
+        for shape in ("linear", "cosine"):
+            with pytest.raises(InputError, match=r"^(start|end): expected a finite q ≥ 0, got [^\n]+$"):
+                QSchedule(AccuracyLoss(), start, end, 3, shape=shape)
+    for start, end in ((0.0, 1.0), (1.0, 0.0)):
+        with pytest.raises(InputError, match=r"^(start|end): expected a finite q > 0, got 0\.0; [^\n]*'linear'[^\n]*$"):
+            QSchedule(AccuracyLoss(), start, end, 3, shape="exponential")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", [ScaleSchedule, QSchedule])
+def test_each_shape_resumes_from_a_checkpoint(kind: Any, shape: Any, tmp_path: Path) -> None:
+    loss, resumed = AccuracyLoss(), AccuracyLoss()
+    schedule = kind(loss, 3.0, 0.5, 9, shape=shape)
+    for _ in range(4):
+        schedule.step()
+    torch.save(schedule.state_dict(), tmp_path / "state")
+    other = kind(resumed, 1.0, 1.0, 2, shape=shape)
+    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    for _ in range(6):
+        assert getattr(resumed, kind.dial) == getattr(loss, kind.dial)
+        schedule.step()
+        other.step()
+
+
+def test_a_state_of_another_schedule_is_refused() -> None:
+    schedule = QSchedule(AccuracyLoss(), 1.0, 0.5, 5)
+    schedule.step()
+    before = schedule.state_dict()
+    bad = [
+        (ScaleSchedule(AccuracyLoss(), 1.0, 0.5, 5, shape="linear").state_dict(), "state: expected dial='q'"),
+        (QSchedule(AccuracyLoss(), 1.0, 0.5, 5, shape="cosine").state_dict(), "state: expected shape='linear'"),
+        ({"average": None}, "state: expected the entries ['dial', "),
+        ({**before, "start": -1.0}, "start: expected a finite q"),
+        ({**before, "taken": -1}, "taken: expected a whole number ≥ 0"),
+        ({**before, "steps": 0, "end": 0.7}, "steps: expected a whole number ≥ 1"),
+    ]
+    for state, words in bad:
+        with pytest.raises(InputError, match=f"^{re.escape(words)}[^\n]*$"):
+            schedule.load_state_dict(state)
+        assert schedule.state_dict() == before
+        assert schedule.loss.q == 0.875
 
 
 def parameters_with(*gradients: list[float] | None) -> list[nn.Parameter]:
@@ -139,6 +254,77 @@ def test_normalizer_resumes_where_it_was() -> None:
     np.testing.assert_array_equal(*results)
 
 
+def test_half_types_beyond_their_range() -> None:
+    # Two gradients whose norm is 49984·√2 = 70688, more than float16 holds.
+    parameters = [nn.Parameter(torch.zeros(1, dtype=torch.float16)) for _ in range(2)]
+    for p in parameters:
+        p.grad = torch.full((1,), 49984.0, dtype=torch.float16)
+    normalizer = GradientNormalizer(parameters)
+    normalizer.step()
+    np.testing.assert_allclose(read(parameters), math.sqrt(0.5), rtol=1e-3)
+    assert normalizer.average is not None
+    assert float(normalizer.average) == pytest.approx(49984 * math.sqrt(2), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "types", [(torch.bfloat16, torch.float32), (torch.float16, torch.float64), (torch.float64, torch.float32)]
+)
+def test_parameters_of_several_types(types: tuple[torch.dtype, ...]) -> None:
+    parameters = [nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in types]
+    normalizer = GradientNormalizer(parameters)
+    for size, average in ((1.0, 13.0), (2.0, 14.3)):  # 3-4-12-13; 0.9 · 13 + 0.1 · 26
+        for p, g in zip(parameters, ([3.0, 4.0], [0.0, 12.0]), strict=True):
+            p.grad = size * torch.tensor(g, dtype=p.dtype)
+        normalizer.step()
+        for p, g in zip(parameters, ([3.0, 4.0], [0.0, 12.0]), strict=True):
+            assert p.grad is not None
+            assert p.grad.dtype == p.dtype
+            tolerance = 1e-6 if p.dtype.itemsize >= 4 else 4e-3
+            np.testing.assert_allclose(p.grad.double().numpy(), size * np.array(g) / average, rtol=tolerance)
+
+
+def test_nothing_waits_for_the_device_and_devices_may_differ() -> None:
+    # Fake tensors have no values: whatever reads one raises. Their devices need not exist.
+    with FakeTensorMode():
+        parameters = [
+            nn.Parameter(torch.empty(2, device="cuda:1")),
+            nn.Parameter(torch.empty(3, dtype=torch.bfloat16, device="cuda:0")),
+            nn.Parameter(torch.empty(3)),
+        ]
+        for p in parameters:
+            p.grad = torch.empty_like(p)
+        normalizer = GradientNormalizer(parameters)
+        for _ in range(2):
+            normalizer.step()
+        assert normalizer.average is not None
+        with pytest.raises(Exception, match=r"item|data-dependent|_local_scalar_dense"):
+            normalizer.average.item()
+
+
+def test_normalizer_state_survives_a_file(tmp_path: Path) -> None:
+    parameters = parameters_with([3.0, 4.0])
+    normalizer = GradientNormalizer(parameters)
+    normalizer.step()
+    torch.save(normalizer.state_dict(), tmp_path / "state")
+    resumed = GradientNormalizer(parameters)
+    resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    parameters[0].grad = torch.tensor([6.0, 8.0])
+    resumed.step()
+    torch.testing.assert_close(parameters[0].grad, torch.tensor([6.0, 8.0]) / 5.5)  # 0.9 · 5 + 0.1 · 10
+    for bad in ({}, {"average": [1.0]}, {"average": torch.ones(2)}, {"taken": 1}):
+        with pytest.raises(InputError, match=r"^state: expected \{'average': [^\n]+$"):
+            resumed.load_state_dict(bad)  # type: ignore[arg-type]
+
+
+def test_normalizer_wants_tensors() -> None:
+    layer = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"^parameters: expected tensors, got dict; pass model\.parameters\(\)$"):
+        GradientNormalizer(optimizer.param_groups)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^parameters: expected an iterable of tensors, got a tensor; [^\n]+$"):
+        GradientNormalizer(layer.weight)
+
+
 @pytest.mark.parametrize("options", [{"momentum": 1.0}, {"momentum": -0.1}, {"min_norm": 0.0}])
 def test_normalizer_refuses_in_one_line(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"^expected 0 ≤ momentum < 1 and min_norm > 0, got [^\n]+$"):
@@ -219,8 +405,3 @@ def test_fit_trains_the_losss_own_parameters(normalize: bool) -> None:
     loss = BetaBernoulliLoss(3)
     fit(model(), loss, features[often], target[often], Recipe(epochs=5, batch_size=16, normalize_gradients=normalize), seed=0)
     assert all(p.detach().abs().max() > 1e-3 for p in loss.parameters())
-
-
-def test_a_learned_scale_has_no_schedule() -> None:
-    with pytest.raises(TypeError, match=r"^loss\.scale: expected a number"):
-        ScaleSchedule(AccuracyLoss(scale=torch.nn.Parameter(torch.tensor(1.0))), 10.0, 0.1, steps=5)

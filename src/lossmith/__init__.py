@@ -1,6 +1,6 @@
 """Train the metric you report: losses that are the metric itself, made smooth exactly."""
 
-from lossmith import functional, noise, surrogates, training
+from lossmith import functional, heads, noise, surrogates, training
 from lossmith.choice import PerturbedArgmax
 from lossmith.errors import InputError
 from lossmith.losses import (
@@ -15,6 +15,7 @@ from lossmith.losses import (
     TopKAccuracyLoss,
     metric,
 )
+from lossmith.recipe import check_recipe
 from lossmith.threshold.select import last_kernel, use_kernel
 
 __version__ = "0.1.0"
@@ -30,7 +31,9 @@ __all__ = [
     "PerturbedArgmax",
     "SubsetAccuracyLoss",
     "TopKAccuracyLoss",
+    "check_recipe",
     "functional",
+    "heads",
     "last_kernel",
     "metric",
     "noise",
