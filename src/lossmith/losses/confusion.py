@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Average = Literal["binary", "macro", "micro", "weighted", "none"]
 Task = Literal["multiclass", "multilabel"]
 OfCounts = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+LEAST = 1e-148  # of a probability in one's own metric: a product of two is not 0, where a root would have no slope
 SLACK = 1e-9  # of a metric above 1, by rounding
 
 
@@ -33,6 +35,22 @@ class Counts(NamedTuple):
     fp: Tensor
     fn: Tensor
     tn: Tensor
+
+
+class _Samples(NamedTuple):
+    """Samples without their layout."""
+
+    scores: Tensor  # (n, C)
+    share: Tensor  # (n, C), of the target in each class; of labels: whether each is there
+    weight: Tensor  # (n, 1); of labels (n, L)
+    scale: float | Tensor  # a number or (n, 1)
+    of_labels: bool  # a score for each label; else for each class
+
+
+def _sums(samples: _Samples, p: Tensor, other: Tensor) -> Tensor:
+    """tp, fp, fn, tn as (4, C), from the probabilities that each class is predicted, and that it is not, (n, C) float64."""
+    w, t = samples.weight.double(), samples.share.double()
+    return torch.stack([(w * t * p).sum(0), (w * (1 - t) * p).sum(0), (w * t * other).sum(0), (w * (1 - t) * other).sum(0)])
 
 
 class ConfusionLoss(MetricLoss):
@@ -104,49 +122,80 @@ class ConfusionLoss(MetricLoss):
     def of_counts(self, counts: Counts) -> Tensor:
         """The metric (…) of counts (…), in [0, 1]."""
 
+    @abstractmethod
+    def log_of_counts(self, counts: Counts, log_tp: Tensor) -> Tensor:
+        """Its logarithm; ``log_tp`` is log tp, also where tp underflows."""
+
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch of scores and targets."""
-        counts = self.counts(scores, target, hard=False)
-        value = self._averaged(counts, lambda m: functional.neg_log_q(m.clamp_min(torch.finfo(m.dtype).tiny).log(), self.q))
-        return value.to(scores.dtype)
+        counts, log_tp = self._expected(self._samples(scores, target))
+        if self.average == "micro":
+            log_tp = log_tp.logsumexp(0)
+        elif self.average == "binary":
+            log_tp = log_tp[-1]
+        counts, support, there = self._taken(counts)
+        log_m = self.log_of_counts(counts, torch.where(there, log_tp, 0.0))
+        if self.average in ("macro", "weighted"):
+            share = there.to(log_m) if self.average == "macro" else support
+            share = torch.where(there, share, 1.0) / over_something(share.sum())
+            there, terms = there.any(), torch.where(there, log_m + share.log(), -torch.inf)
+            log_m = torch.where(there, terms, 0.0).logsumexp(0)
+        return torch.where(there, functional.neg_log_q(torch.where(there, log_m, 0.0), self.q), 0.0).to(scores.dtype)
 
+    @torch.no_grad()
     def counted(self, scores: Tensor, target: Tensor) -> Tensor:
-        """The metric itself of the classifier without noise, in float64."""
-        return self._averaged(self.counts(scores, target, hard=True), lambda m: m)
+        """The metric itself of the classifier without noise, in float64; for average="none" 0 without a target."""
+        samples = self._samples(scores, target)
+        z = samples.scores
+        p = z > 0 if samples.of_labels else torch.nn.functional.one_hot(z.argmax(-1), z.shape[-1])
+        counts, support, there = self._taken(Counts(*self.total(_sums(samples, p.double(), 1 - p.double()))))
+        m = torch.where(there, self.of_counts(counts), 0.0)
+        if self.average in ("macro", "weighted"):
+            share = there.to(m) if self.average == "macro" else support
+            m = (share * m).sum() / over_something(share.sum())
+        return m
 
-    def counts(self, scores: Tensor, target: Tensor, *, hard: bool) -> Counts:
-        """Expected counts, or those of the classifier without noise, over all ranks and what is remembered."""
-        single = self.average == "binary" and self.task == "multiclass" and target.shape == scores.shape
-        if single or self.task == "multilabel":
-            if single and self.weight is not None:
-                raise ValueError("weight: expected two scores a sample with it, got one; pass scores (N, 2), or leave it out")
-            of_labels = True
-            if single:
-                scores, target = scores.reshape(-1, 1), target.reshape(-1, 1)
-            z, share, weight, scale = self._of_labels(scores, target)
-        else:
-            of_labels = False
-            z, share, weight, scale = self._of_classes(scores, target)
-        if not hard and self.memory.size:
+    def _taken(self, counts: Counts) -> tuple[Counts, Tensor, Tensor]:
+        """The counts that the metric is of, 1 where there is no target; how many targets; whether there are any."""
+        if self.average == "micro":
+            counts = Counts(*(x.sum() for x in counts))
+        elif self.average == "binary":
+            counts = Counts(*(x[-1] for x in counts))
+        support = (counts.tp + counts.fn).detach()
+        there = support > 0
+        return Counts(*(torch.where(there, x, 1.0) for x in counts)), support, there
+
+    def _expected(self, samples: _Samples) -> tuple[Counts, Tensor]:
+        """Expected counts, over all ranks and what is remembered, and log tp."""
+        z, share, weight, scale, of_labels = samples
+        if self.memory.size:
             columns = torch.cat([share, weight], -1).detach()
             z, columns = groups.gathered(z, self.process_group), groups.gathered(columns, self.process_group)
             z, columns = self.memory(z, columns)
             share, weight = columns.split([share.shape[-1], weight.shape[-1]], -1)
-        if hard:
-            p = (z > 0 if of_labels else torch.nn.functional.one_hot(z.argmax(-1), z.shape[-1])).double()
-            other = 1 - p
-        elif of_labels:
-            other, p = (log.double().exp() for log in log_outcomes(z, self.noise, scale))
+        group = None if self.memory.size else self.process_group
+        if of_labels:
+            absent, log_p = (log.double() for log in log_outcomes(z, self.noise, scale))
+            p, other = log_p.exp(), absent.exp()
         else:
             log_p = functional.argmax_log_probs(z, noise=self.noise, scale=scale).double()
             p, other = log_p.exp(), -log_p.expm1()
-        w, t = weight.double(), share.double()
-        sums = [(w * t * p).sum(0), (w * (1 - t) * p).sum(0), (w * t * other).sum(0), (w * (1 - t) * other).sum(0)]
-        together = torch.stack(sums)
-        return Counts(*(together if self.memory.size and not hard else self.total(together)))
+        counts = groups.total(_sums(_Samples(z, share, weight, scale, of_labels), p, other), group)
+        terms = log_p + (weight.double() * share.double()).log()
+        top = groups.highest(terms.amax(0) if len(terms) else terms.new_full(terms.shape[1:], -torch.inf), group)
+        top = torch.where(top.isneginf(), 0.0, top)
+        found = groups.total((terms - top).exp().sum(0), group)
+        return Counts(*counts), torch.where(found > 0, top + torch.where(found > 0, found, 1.0).log(), -torch.inf)
 
-    def _of_classes(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, float | Tensor]:
-        """Scores (n, C), the target's share in each class (n, C), weights (n, 1), and the scale."""
+    def _samples(self, scores: Tensor, target: Tensor) -> _Samples:
+        single = self.average == "binary" and self.task == "multiclass" and target.shape == scores.shape
+        if not single and self.task == "multiclass":
+            return self._of_classes(scores, target)
+        if single and self.weight is not None:
+            raise ValueError("weight: expected two scores a sample with it, got one; pass scores (N, 2), or leave it out")
+        return self._of_labels(*((scores.reshape(-1, 1), target.reshape(-1, 1)) if single else (scores, target)))
+
+    def _of_classes(self, scores: Tensor, target: Tensor) -> _Samples:
         scores, target = classes_last(scores, target)
         classes = scores.shape[-1]
         if self.average == "binary" and classes != 2:
@@ -163,15 +212,14 @@ class ConfusionLoss(MetricLoss):
             share = share * (1 - self.label_smoothing) + self.label_smoothing / classes
         scores = scores.masked_fill(~keep.unsqueeze(-1), 0.0)
         scale = self._scale_of_rows(scores)
-        return scores.reshape(-1, classes), share.reshape(-1, classes), weight.reshape(-1, 1), scale
+        return _Samples(scores.reshape(-1, classes), share.reshape(-1, classes), weight.reshape(-1, 1), scale, False)
 
-    def _of_labels(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, float | Tensor]:
-        """Scores, targets and weights (n, L), and the scale."""
+    def _of_labels(self, scores: Tensor, target: Tensor) -> _Samples:
         last, wanted, keep = labels_last(scores, target, self.ignore_index)
         if self.label_smoothing:
             wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / 2
         z, share, weight = (x.reshape(-1, last.shape[-1]) for x in (last.masked_fill(~keep, 0.0), wanted, keep.to(last)))
-        return z, share, weight, self._scale_of_rows(last)
+        return _Samples(z, share, weight, self._scale_of_rows(last), True)
 
     def _scale_of_rows(self, scores: Tensor) -> float | Tensor:
         """The scale for scores (…, C) flattened to (n, C)."""
@@ -179,22 +227,6 @@ class ConfusionLoss(MetricLoss):
         if not isinstance(scale, Tensor) or not isinstance(self.scale, Tensor):
             return scale
         return self.scale.reshape(()) if self.scale.numel() == 1 else scale.reshape(-1, 1)
-
-    def _averaged(self, counts: Counts, outside: Callable[[Tensor], Tensor]) -> Tensor:
-        """``outside`` of the metric, averaged over the classes; 0 where there is no target to average over."""
-        if self.average == "micro":
-            counts = Counts(*(x.sum() for x in counts))
-        elif self.average == "binary":
-            counts = Counts(*(x[-1] for x in counts))
-        support = (counts.tp + counts.fn).detach()
-        there = support > 0
-        m = self.of_counts(Counts(*(torch.where(there, x, 1.0) for x in counts)))
-        if has_values(m) and not bool(((m >= 0) & (m <= 1 + SLACK)).all()):
-            raise ValueError(f"metric: expected values from 0 to 1, got {float(m.detach().flatten()[0]):g}; rescale it")
-        if self.average in ("macro", "weighted"):
-            share = there.to(m) if self.average == "macro" else support
-            m, there = (share * m).sum() / over_something(share.sum()), there.any()
-        return torch.where(there, outside(torch.where(there, m, 1.0)), 0.0)
 
     def extra_repr(self) -> str:
         """The dials, as they stand in the constructor."""
@@ -236,8 +268,14 @@ class FBetaLoss(ConfusionLoss):
 
     def of_counts(self, counts: Counts) -> Tensor:
         """F-beta."""
-        found = (1 + self.beta**2) * counts.tp
-        return found / (found + self.beta**2 * counts.fn + counts.fp)
+        return (1 + self.beta**2) * counts.tp / self._all(counts)
+
+    def log_of_counts(self, counts: Counts, log_tp: Tensor) -> Tensor:
+        """log F-beta."""
+        return math.log1p(self.beta**2) + log_tp - self._all(counts).log()
+
+    def _all(self, counts: Counts) -> Tensor:
+        return (1 + self.beta**2) * counts.tp + self.beta**2 * counts.fn + counts.fp
 
     def extra_repr(self) -> str:
         """The dials, as they stand in the constructor."""
@@ -259,6 +297,10 @@ class JaccardLoss(ConfusionLoss):
         """Intersection over union."""
         return counts.tp / (counts.tp + counts.fp + counts.fn)
 
+    def log_of_counts(self, counts: Counts, log_tp: Tensor) -> Tensor:
+        """log of that."""
+        return log_tp - (counts.tp + counts.fp + counts.fn).log()
+
 
 class Metric(NamedTuple):
     """A metric as a loss to train with and as the number to report."""
@@ -276,7 +318,8 @@ def metric(of_counts: OfCounts, **options: Any) -> Metric:
 
     Returns:
         ``loss``, a module of (scores, target), −log_q of the metric of expected counts; and ``counted``, a function of (scores,
-        target), the metric of the classifier without noise, to which 1 − loss tends for scale → 0 and q = 0.
+        target), the metric of the classifier without noise, to which 1 − loss tends for scale → 0 and q = 0. No count and no m
+        is taken for less than 1e-148: there the loss ends to grow.
 
     Raises:
         TypeError: ``of_counts`` cannot be called. ValueError: at the call, for values outside [0, 1].
@@ -301,4 +344,11 @@ class _OwnLoss(ConfusionLoss):
 
     def of_counts(self, counts: Counts) -> Tensor:
         """The user's metric."""
-        return self._of_counts(*counts)
+        m = self._of_counts(*counts)
+        if has_values(m) and not bool(((m >= 0) & (m <= 1 + SLACK)).all()):
+            raise ValueError(f"metric: expected values from 0 to 1, got {float(m.detach().flatten()[0]):g}; rescale it")
+        return m
+
+    def log_of_counts(self, counts: Counts, log_tp: Tensor) -> Tensor:
+        """Its logarithm."""
+        return self.of_counts(Counts(*(x.clamp_min(LEAST) for x in counts))).clamp_min(LEAST).log()

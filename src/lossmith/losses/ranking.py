@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Task = Literal["binary", "multiclass", "multilabel"]
 Average = Literal["macro", "weighted", "micro", "none"]
-TINY = 1e-8  # an AUC below which, its error being 1e-14, the hardest pairs are taken in log space
+TINY = 1e-8  # an AUC, or what it lacks, below which, the error being 1e-14, the hardest pairs are taken in log space
 HARDEST = 256  # of either side
 
 
@@ -159,7 +159,7 @@ class AUCLoss(RankingLoss):
     1 − ``sklearn.metrics.roc_auc_score``, of the softmax and multi_class="ovr" for classes; for ``max_fpr``, before that
     function's standardization, and divided by α.
 
-    Range: below an AUC of 1e-8 the 256 hardest positives and negatives stand for all, in log space.
+    Range: where the AUC or what it lacks is below 1e-8, the 256 hardest positives and negatives stand for all, in log space.
     Cost: twice ``functional.expected_auc`` for each class.
 
     >>> AUCLoss(scale=1e-6, q=0.0)(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
@@ -232,11 +232,10 @@ def _auc_of_one(scores: Tensor, positive: Tensor, noise: Noise, scale: Tensor, m
     weight = None if max_fpr == 1 else _hardest(scores.detach(), positive, max_fpr)
     options: dict[str, Any] = {"noise": noise, "scale": scale, "weight": weight}
     auc = functional.expected_auc(scores, positive, **options)
-    if auc < TINY:
-        return _in_log_space(scores, positive, weight, noise, scale)
     if auc < 0.5:
-        return auc.log()
-    return torch.log1p(-functional.expected_auc(scores, ~positive, **options))
+        return auc.log() if auc > TINY else _in_log_space(scores, positive, weight, noise, scale)
+    error = functional.expected_auc(scores, ~positive, **options)
+    return torch.log1p(-(error if error > TINY else _in_log_space(scores, ~positive, weight, noise, scale).exp()))
 
 
 def _hardest(scores: Tensor, positive: Tensor, max_fpr: float) -> Tensor:
@@ -247,10 +246,10 @@ def _hardest(scores: Tensor, positive: Tensor, max_fpr: float) -> Tensor:
 
 
 def _in_log_space(scores: Tensor, positive: Tensor, weight: Tensor | None, noise: Noise, scale: Tensor) -> Tensor:
-    """log AUC where it is next to nothing: no other pair comes near the best ones."""
+    """log AUC where it is next to nothing: no other pair comes near those of the best positives and the worst negatives."""
     w = torch.ones_like(scores) if weight is None else weight
     best, weights, totals = [], [], []
-    for side, sign in ((positive, 1.0), (~positive & (w > 0), -1.0)):
+    for side, sign in ((positive & (w > 0), 1.0), (~positive & (w > 0), -1.0)):
         s, v = scores[side], w[side]
         chosen = (sign * s.detach()).topk(min(HARDEST, len(s))).indices
         best.append(s[chosen])
