@@ -16,8 +16,9 @@ test: $(VENV)/.test
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto  # one thread a process: two that wait busily block each other
 
-figures: $(VENV)/.compare
+figures: $(VENV)/.test
 	$(BIN)/lossmith toy --out docs/figures
+	$(BIN)/python docs/make_recipes.py
 
 clean:
 	rm -rf $(VENV) out build

@@ -60,12 +60,12 @@ for loss_fn in (
     surrogates.Entmax15Loss(),
     surrogates.SmoothTopKLoss(2),
 ):
-    print(f"{type(loss_fn).__name__:28s} {accuracy_after(loss_fn, target):.3f}  (chance {chance:.3f})")
-for loss_fn in (
+    print(f"{type(loss_fn).__name__:28s} chance {chance:.3f}  accuracy {accuracy_after(loss_fn, target):.3f}")
+for loss_fn in (  # a 0 or 1 for each label
     SubsetAccuracyLoss(),
     FBetaLoss(task="multilabel"),
     AUCLoss("multilabel"),
     surrogates.ZLPRLoss(),
     surrogates.F1WeightedCrossEntropyLoss(),
 ):
-    print(f"{type(loss_fn).__name__:28s} {accuracy_after(loss_fn, one_hot):.3f}  (chance {chance:.3f}; labels)")
+    print(f"{type(loss_fn).__name__:28s} chance {chance:.3f}  accuracy {accuracy_after(loss_fn, one_hot):.3f}")

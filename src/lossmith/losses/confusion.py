@@ -333,11 +333,13 @@ def metric(of_counts: OfCounts, **options: Any) -> Metric:
     """
     if not callable(of_counts):
         raise TypeError(f"metric: expected a function of (tp, fp, fn, tn), got {type(of_counts).__name__}")
-    made = _OwnLoss(of_counts, **options)
+    made = OwnMetricLoss(of_counts, **options)
     return Metric(made, made.counted)
 
 
-class _OwnLoss(ConfusionLoss):
+class OwnMetricLoss(ConfusionLoss):
+    """What ``metric`` makes."""
+
     def __init__(self, of_counts: OfCounts, average: Average = "macro", **options: Any) -> None:
         super().__init__(average, **options)
         self._of_counts = of_counts
