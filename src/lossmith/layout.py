@@ -127,4 +127,4 @@ class ClassificationLoss(nn.Module):
 
 def over_something(total: Tensor) -> Tensor:
     """A divisor for sums over samples: the total, or 1 where it is 0, for nothing over nothing is to be 0."""
-    return torch.where(total == 0, 1, total)
+    return torch.where(total == 0, 1, total) if total.is_floating_point() else total.clamp_min(1)
