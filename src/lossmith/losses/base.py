@@ -11,7 +11,7 @@ from torch import Tensor
 from lossmith import functional, groups
 from lossmith import noise as noises
 from lossmith.checks import has_values
-from lossmith.layout import ClassificationLoss, Reduction, classes_last, over_something
+from lossmith.layout import ClassificationLoss, Reduction, classes_last, in_full_precision, one_hot, over_something
 from lossmith.noise import Noise
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ class SampleLoss(MeanLoss):
     def log_probs(self, scores: Tensor) -> Tensor:
         """log p (…, C) with each class as the target."""
 
+    @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores against class indices or class probabilities."""
         scores, target = classes_last(scores, target)
@@ -183,6 +184,6 @@ class SampleLoss(MeanLoss):
     def class_mass(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
         """What each class of each sample weighs, (…, C): target probability, smoothed, times class weight."""
         classes = scores.shape[-1]
-        mass = target if target.is_floating_point() else torch.nn.functional.one_hot(target, classes)
+        mass = target if target.is_floating_point() else one_hot(target, classes)
         mass = mass.to(scores.dtype) * (1 - self.label_smoothing) + self.label_smoothing / classes
         return mass * self.class_weight(scores) * keep.unsqueeze(-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lossmith import functional, groups
 from lossmith.checks import checked_scale, has_values
-from lossmith.layout import classes_last, labels_last, over_something
+from lossmith.layout import classes_last, in_full_precision, labels_last, one_hot, over_something
 from lossmith.losses.base import MetricLoss
 from lossmith.losses.memory import ScoreMemory
 from lossmith.losses.multilabel import log_outcomes
@@ -104,6 +104,7 @@ class ConfusionLoss(MetricLoss):
     def of_counts(self, counts: Counts) -> Tensor:
         """The metric (…) of counts (…), in [0, 1]."""
 
+    @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch of scores and targets."""
         counts = self.counts(scores, target, hard=False)
@@ -133,7 +134,7 @@ class ConfusionLoss(MetricLoss):
             z, columns = self.memory(z, columns)
             share, weight = columns.split([share.shape[-1], weight.shape[-1]], -1)
         if hard:
-            p = (z > 0 if of_labels else torch.nn.functional.one_hot(z.argmax(-1), z.shape[-1])).double()
+            p = (z > 0 if of_labels else one_hot(z.argmax(-1), z.shape[-1])).double()
             other = 1 - p
         elif of_labels:
             other, p = (log.double().exp() for log in log_outcomes(z, self.noise, scale))
@@ -157,7 +158,7 @@ class ConfusionLoss(MetricLoss):
             weight = (share * self.class_weight(scores)).sum(-1)
         else:
             target, keep = self.split_ignored(scores, target)
-            share = torch.nn.functional.one_hot(target, classes).to(scores)
+            share = one_hot(target, classes).to(scores)
             weight = self.sample_weight(target, keep, scores)
         if self.label_smoothing:
             share = share * (1 - self.label_smoothing) + self.label_smoothing / classes

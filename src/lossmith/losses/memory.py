@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossmith.checks import checked_count
+from lossmith.checks import checked_count, is_wrapped
 
 
 class ScoreMemory(nn.Module):
@@ -32,6 +32,11 @@ class ScoreMemory(nn.Module):
         """The samples (n, …) and those remembered; in training, the new ones are remembered."""
         if not self.size or not self.training:
             return scores, target
+        if is_wrapped(scores) or is_wrapped(target):
+            raise NotImplementedError(
+                "memory: expected a plain call in training, got one under torch.func, which keeps no state; "
+                "call loss.eval() first, or leave memory out"
+            )
         if len(self.scores) and (self.scores.shape[1:], self.target.shape[1:]) != (scores.shape[1:], target.shape[1:]):
             raise ValueError(
                 f"memory: expected samples of shape {tuple(self.scores.shape[1:])} as before, got {tuple(scores.shape[1:])}; "
