@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-TIMEOUT = 120.0  # seconds; a hang fails
+TIMEOUT = 60.0  # seconds; a hang fails
 
 
 def work(rank: int, connection: Connection, store: str, world: int, parts: Sequence[tuple[int, ...]]) -> None:

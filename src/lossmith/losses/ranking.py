@@ -96,7 +96,8 @@ class RankingLoss(MetricLoss):
         scale = torch.as_tensor(self.scale, dtype=torch.float64, device=z.device).reshape(())
         count = torch.where((keep & ~positive).any(0), (keep & positive).sum(0), 0)  # of positives, where there are negatives
         log_m = self.of_columns((z.double(), positive, keep, scale), self.noise, self.number)
-        nothing = 0.0 * torch.where(keep, z, 0.0).sum()  # a gradient of 0 where there is nothing to rank
+        # A gradient of 0 in all where there is nothing to rank: DDP waits for those of the scale too.
+        nothing = (0.0 * (torch.where(keep & z.isfinite(), z, 0.0).sum() + scale)).to(scores.dtype)
         if self.average == "none":
             return functional.neg_log_q(log_m, self.q).to(scores.dtype) + nothing
         some = count > 0
