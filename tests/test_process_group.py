@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -12,70 +12,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lossmith
-from cases import gradient, random_scores
+from cases import IGNORED, LOSSES, Case, gradient, random_scores, target_of
 from lossmith import AccuracyLoss, AUCLoss
 from processes import Ranks
 
 N, FEATURES, CLASSES = 12, 5, 4
-IGNORED = -100
 # The ranks' batches, and the ranks whose samples are all ignored.
 SPLITS: dict[int, list[tuple[list[int], tuple[int, ...]]]] = {
     1: [([12], ())],
     2: [([9, 3], ()), ([0, 12], ()), ([8, 4], (1,)), ([5, 7], (0, 1))],
     3: [([7, 0, 5], ()), ([5, 4, 3], (1,)), ([1, 1, 10], (0,)), ([0, 4, 8], (1,))],
 }
-
-
-class Case(NamedTuple):
-    name: str
-    options: dict[str, Any] = {}  # noqa: RUF012  # a tuple has no class attributes
-    kind: str = "classes"  # of targets
-
-    def loss(self, group: Any = None) -> nn.Module:
-        """With a scale to learn."""
-        options = {**self.options, "process_group": group}
-        options["scale"] = nn.Parameter(torch.tensor(options.get("scale", 0.7), dtype=torch.float64))
-        if self.name == "metric":
-            return lossmith.metric(g_mean, **options).loss
-        return getattr(lossmith, self.name)(**options)
-
-
-def g_mean(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
-    return ((tp + 1e-9) / (tp + fn + 1e-9) * (tn + 1e-9) / (tn + fp + 1e-9)).sqrt()
-
-
-WEIGHT = torch.tensor([1.0, 0.5, 2.0, 0.25], dtype=torch.float64)
-COST = torch.tensor([[0, 1, 2, 5], [3, -1, 1, 1], [1, 1, 0, 4], [2, 7, 1, 0]], dtype=torch.float64)
-BATCH: dict[str, Any] = {"over": "batch", "weight": WEIGHT}
-CASES = [
-    Case("AccuracyLoss"),
-    Case("AccuracyLoss", {"noise": "gumbel", "reduction": "sum", "weight": WEIGHT}),
-    Case("AccuracyLoss", {"q": 2.0, "weight": WEIGHT, "label_smoothing": 0.1}),
-    Case("AccuracyLoss", BATCH),
-    Case("AccuracyLoss", {"over": "batch", "scale": 0.01}),  # each rank's mean lies below the smallest number
-    Case("BalancedAccuracyLoss", {"noise": "gumbel"}),
-    Case("BalancedAccuracyLoss", {"reduction": "sum"}),
-    Case("BalancedAccuracyLoss", {**BATCH, "noise": "gumbel", "label_smoothing": 0.1}),
-    Case("TopKAccuracyLoss", {"k": 2}),
-    Case("TopKAccuracyLoss", {"k": 2, **BATCH}),
-    Case("CostLoss", {"cost": COST}),
-    Case("CostLoss", {"cost": COST, "reduction": "sum", "noise": "normal"}),
-    Case("CostLoss", {"cost": COST, **BATCH}),
-    *(Case("FBetaLoss", {"average": average, "weight": WEIGHT}) for average in ("macro", "micro", "weighted")),
-    Case("FBetaLoss", {"average": "binary", "beta": 2.0}, "binary"),
-    Case("FBetaLoss", {"task": "multilabel", "noise": "normal"}, "labels"),
-    Case("FBetaLoss", {"memory": 8}),
-    Case("JaccardLoss", {"average": "micro"}),
-    Case("metric"),
-    Case("AUCLoss", {}, "binary"),
-    Case("AUCLoss", {"max_fpr": 0.35}, "binary"),
-    Case("AUCLoss", {"memory": 7}, "binary"),
-    Case("AUCLoss", {"task": "multiclass", "average": "weighted"}),
-    Case("AveragePrecisionLoss", {}, "binary"),
-    Case("AveragePrecisionLoss", {"task": "multilabel", "memory": 30}, "labels"),
-    Case("SubsetAccuracyLoss", {}, "labels"),
-    Case("SubsetAccuracyLoss", {"over": "batch"}, "labels"),
-]
 
 
 class Model(nn.Module):
@@ -99,11 +46,9 @@ Outcome = tuple[Tensor, list[Tensor]]
 
 def batches(kind: str, sizes: list[int], ignored: tuple[int, ...]) -> list[Batch]:
     """Features and targets of all ranks for a step that fills a memory, and for one more."""
-    shape = (N, CLASSES) if kind == "labels" else (N,)
     found = []
     for step in range(2):
-        made = torch.Generator().manual_seed(step)
-        target = torch.randint(0, CLASSES if kind == "classes" else 2, shape, generator=made)
+        target = target_of(kind, N, CLASSES, seed=step)
         target[0] = IGNORED
         for rank, part in enumerate(target.split(sizes)):
             if rank in ignored:
@@ -169,11 +114,11 @@ def test_the_batch_is_that_of_all_ranks(ranks: Ranks) -> None:
     """Loss and averaged gradients, for every loss and every split, are those of one process."""
     world = world_of(ranks)
     splits = SPLITS[len(world)]
-    results = ranks(world, outcomes, CASES, splits)
+    results = ranks(world, outcomes, LOSSES, splits)
     for result in results:
         assert isinstance(result, list), result
-    expected = iter(outcome(Model(case), batches(case.kind, *split)) for case in CASES for split in splits)
-    asked = [(case, split) for case in CASES for split in splits]
+    expected = iter(outcome(Model(case), batches(case.kind, *split)) for case in LOSSES for split in splits)
+    asked = [(case, split) for case in LOSSES for split in splits]
     for what, known, *here in zip(asked, expected, *results, strict=True):
         for found in here:
             torch.testing.assert_close(found, known, rtol=1e-9, atol=1e-12, msg=lambda text, what=what: f"{what}: {text}")

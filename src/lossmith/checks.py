@@ -22,6 +22,8 @@ def has_values(tensor: Tensor) -> bool:
 
 def is_wrapped(tensor: Tensor) -> bool:
     """Whether a transform of ``torch.func`` works on it."""
+    if torch.compiler.is_compiling():
+        return False
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # no public name tells
 
 

@@ -42,7 +42,8 @@ class ScoreMemory(nn.Module):
                 f"memory: expected samples of shape {tuple(self.scores.shape[1:])} as before, got {tuple(scores.shape[1:])}; "
                 "make a new loss for another task"
             )
-        before = (self.scores.to(scores), self.target.to(target)) if len(self.scores) else (scores[:0].detach(), target[:0])
+        known = self.scores[-self.size :], self.target[-self.size :]  # a larger memory may have been loaded
+        before = (known[0].to(scores), known[1].to(target)) if len(self.scores) else (scores[:0].detach(), target[:0])
         together = torch.cat([before[0], scores]), torch.cat([before[1], target])
         self.scores, self.target = (x[-self.size :].detach().clone() for x in together)
         return together
