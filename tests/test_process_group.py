@@ -97,6 +97,22 @@ def memories(group: Any, sizes: list[int]) -> list[Tensor]:
     return found
 
 
+def refusals(group: Any) -> list[str]:
+    """What losses with a group raise under torch.func."""
+    found, scores, target = [], torch.zeros(2, 3), torch.tensor([0, 1])
+    for options in ({"over": "batch"}, {"over": "sample"}):
+        for transform in (torch.func.vmap, torch.func.grad):
+            try:
+                transform(AccuracyLoss(process_group=group, **options))(scores, target)
+            except NotImplementedError as error:
+                found.append(str(error))
+    try:
+        torch.func.grad(AUCLoss(process_group=group))(scores[0], target[[0, 1, 1]])
+    except NotImplementedError as error:
+        found.append(str(error))
+    return found
+
+
 # The parent
 
 
@@ -161,6 +177,12 @@ def test_every_rank_remembers_the_same_in_rank_order(ranks: Ranks) -> None:
         for first, second in ranks(world, memories, sizes):
             assert first.tolist() == list(range(12))
             assert second.tolist() == list(range(9, 24))
+
+
+def test_torch_func_is_refused(ranks: Ranks) -> None:
+    for found in ranks(world_of(ranks), refusals):
+        assert len(found) == 5, found
+        assert all(text.startswith("process_group: expected a plain call, got one under torch.func") for text in found)
 
 
 def test_what_is_no_group_of_this_process_is_refused() -> None:

@@ -27,11 +27,18 @@ class MetricLoss(ClassificationLoss):
         noise: a name (see ``lossmith.noise``), or a ``lossmith.noise.Noise``.
         scale: σ > 0, a number or a tensor.
         q: from metric to loss, ≥ 0.
-        process_group: a ``torch.distributed.ProcessGroup`` whose ranks' batches together are the batch.
+        process_group: a ``torch.distributed.ProcessGroup`` whose ranks' batches together are the batch; "sum", too, is that of
+            all ranks' samples, and DDP's averaged gradient is the whole sum's. ``torch.distributed.group.WORLD`` is None before
+            ``init_process_group``, and then means no group. A loss with a group cannot be pickled or deep-copied.
         weight, ignore_index, reduction: as in ``ClassificationLoss``.
 
     Raises:
         TypeError, ValueError: an argument out of range.
+
+    Half types compute in float32 and give a loss of their own type; under autocast it is float32, as with cross-entropy.
+    ``torch.compile(fullgraph=True)`` and ``torch.func`` take every loss; vmap evaluates what has no formula and no kernel one
+    after the other. Under ``torch.func`` a ``process_group``, a memory in training, and second derivatives but those of
+    ``AccuracyLoss`` and of closed forms raise NotImplementedError.
     """
 
     def __init__(

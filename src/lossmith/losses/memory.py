@@ -13,6 +13,9 @@ from lossmith.checks import checked_count, is_wrapped
 class ScoreMemory(nn.Module):
     """The last ``size`` samples: their scores, without a gradient, and their targets. They are buffers, and in the state_dict.
 
+    In training all are remembered as they come, ignored ones too, and with a process group those of all ranks in rank order;
+    under ``torch.func``, where there is no state, that raises NotImplementedError. In evaluation none enters or is kept.
+
     Scores of some steps ago are those of a model that has moved on: they say against what the batch is ranked, no more.
 
     Args:
