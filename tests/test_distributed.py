@@ -1,10 +1,6 @@
 """Classes on several ranks: real gloo groups, against the unsharded loss of the same scores."""
 
-import multiprocessing
-import pickle
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,33 +13,15 @@ from lossmith import AccuracyLoss
 from lossmith.functional import argmax_log_prob
 from lossmith.noise import Custom, StudentT
 from lossmith.threshold import cpu, sharded_rows
+from processes import Ranks
 
-TIMEOUT = 120.0  # seconds; a hang fails
-WORLD, PAIR = (0, 1, 2, 3), (1, 2)  # the ranks of the groups
+WORLD, PAIR, ALONE = (0, 1, 2, 3), (1, 2), (0,)  # the ranks of the groups
 INF, NAN = float("inf"), float("nan")
 P = {torch.float32: 1e-6, torch.float64: 1e-9}
 LOG_P = {torch.float32: 1e-5, torch.float64: 1e-9}
 GRADIENT = {torch.float32: 2e-5, torch.float64: 1e-7}
 
 # In the worker processes
-
-
-def work(rank: int, connection: Connection, store: str) -> None:
-    """A rank: does what comes through the pipe, and sends back the result, or the error as (type, message)."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=len(WORLD))
-    groups = {WORLD: dist.group.WORLD, PAIR: dist.new_group(list(PAIR)), "alone": dist.new_group([0])}
-    while True:
-        task = pickle.loads(connection.recv_bytes())
-        if task is None:
-            dist.destroy_process_group()
-            return
-        function, ranks, arguments = task
-        try:
-            result = function(groups[ranks], *arguments)
-        except Exception as error:
-            result = (type(error).__name__, str(error))
-        connection.send_bytes(pickle.dumps(result))
 
 
 def shard(group: Any, scores: Tensor, sizes: list[int], dim: int = -1) -> Tensor:
@@ -81,51 +59,11 @@ def loss(
 # The parent
 
 
-class Ranks:
-    """Worker processes, one a rank, which live as long as the tests."""
-
-    def __init__(self, store: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["lossmith.threshold.sharded_cpu", "torch.distributed"])
-        self.connections, self.processes = [], []
-        for rank in WORLD:
-            here, there = context.Pipe()
-            self.processes.append(context.Process(target=work, args=(rank, there, str(store)), daemon=True))
-            self.connections.append(here)
-        for process in self.processes:
-            process.start()
-
-    def __call__(self, ranks: Any, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What the function gives on each rank of the group."""
-        chosen = [self.connections[rank] for rank in ((0,) if ranks == "alone" else ranks)]
-        for connection in chosen:
-            connection.send_bytes(pickle.dumps((function, ranks, arguments)))
-        results = []
-        for connection in chosen:
-            if not connection.poll(TIMEOUT):
-                self.kill()
-                pytest.fail(f"a rank did not answer within {TIMEOUT} s")
-            results.append(pickle.loads(connection.recv_bytes()))
-        return results
-
-    def kill(self) -> None:
-        for process in self.processes:
-            process.kill()
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     sharded_rows.kernels()  # compiles, once for all ranks
-    made = Ranks(tmp_path_factory.mktemp("store") / "store")
-    yield made
-    for connection in made.connections:
-        try:
-            connection.send_bytes(pickle.dumps(None))
-        except OSError:
-            made.kill()
-    for process in made.processes:
-        process.join(10)
-    made.kill()
+    with Ranks(tmp_path_factory.mktemp("store") / "store", len(WORLD), (PAIR, ALONE)) as made:
+        yield made
 
 
 def scores_of(rows: int, classes: int, spread: float, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -290,7 +228,7 @@ def test_half_types_and_leading_dimensions(ranks: Ranks) -> None:
 
 def test_a_group_of_one_is_no_group(ranks: Ranks) -> None:
     scores, target = scores_of(6, 11, 1.0, torch.float32)
-    ((log_p, grad, *_),) = ranks("alone", value, scores, target, [11], {})
+    ((log_p, grad, *_),) = ranks(ALONE, value, scores, target, [11], {})
     leaf = scores.clone().requires_grad_()
     expected = argmax_log_prob(leaf, target)
     assert torch.equal(log_p, expected)

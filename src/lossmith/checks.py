@@ -17,7 +17,14 @@ def has_values(tensor: Tensor) -> bool:
     """Whether to look at a tensor's values: on the CPU, neither being compiled nor under a transform of ``torch.func``."""
     if torch.compiler.is_compiling() or tensor.device.type != "cpu":
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # no public name tells
+    return not is_wrapped(tensor)
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether a transform of ``torch.func`` works on it."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # no public name tells
 
 
 def check_tensors(**values: object) -> None:

@@ -2,6 +2,13 @@
 
 ``DistributedDataParallel`` averages the ranks' gradients. A loss of the whole group's batch is the same number on every rank;
 its gradient in a rank's own part, times the number of ranks, averages to the gradient that one process would have found.
+
+That goes for "sum" as for "mean": with a group, "sum" is the sum over all ranks' samples, and the averaged gradient is that of
+the sum, not of the sum divided by the number of ranks, as it is without a group. Only "none" stays with a rank's own samples: a
+sum or a mean that the caller makes of it is averaged as any other.
+
+DDP has to average over the ranks of this group. Every rank calls the loss as often as the others, be it with no sample; one
+that raises leaves the others waiting, as in any step of DDP.
 """
 
 from __future__ import annotations
@@ -10,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from lossmith.checks import is_wrapped
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -36,7 +45,7 @@ def check_group(group: Any, name: str) -> None:
 
 def total(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """The sum of x over the ranks, on every rank the same; without a group x itself."""
-    return x if group is None else _Total.apply(x, group)  # type: ignore[no-untyped-call]
+    return x if group is None else _Total.apply(_plain(x), group)  # type: ignore[no-untyped-call]
 
 
 def highest(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -45,14 +54,23 @@ def highest(x: Tensor, group: ProcessGroup | None) -> Tensor:
     if group is not None:
         import torch.distributed as dist
 
-        x = x.clone()
+        x = _plain(x).clone()
         dist.all_reduce(x, dist.ReduceOp.MAX, group=group)
     return x
 
 
 def gathered(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """The samples x (n_r, …) of all ranks in rank order, (Σ n_r, …); the ranks' n_r may differ, some may be 0."""
-    return x if group is None else _Gathered.apply(x, group)  # type: ignore[no-untyped-call]
+    return x if group is None else _Gathered.apply(_plain(x), group)  # type: ignore[no-untyped-call]
+
+
+def _plain(x: Tensor) -> Tensor:
+    """x; refuses what torch.func transforms."""
+    if is_wrapped(x):
+        raise NotImplementedError(
+            "process_group: expected a plain call, got one under torch.func, where no rank can wait for others; leave it out"
+        )
+    return x
 
 
 class _Total(torch.autograd.Function):

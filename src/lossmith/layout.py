@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,34 @@ from torch import Tensor, nn
 from lossmith.checks import check_device, check_score_values, check_scores, check_target, check_tensors, has_values
 
 Reduction = Literal["mean", "sum", "none"]
+Forward = TypeVar("Forward", bound=Callable[..., Tensor])
+
+
+def in_full_precision(forward: Forward) -> Forward:
+    """A module's ``forward(scores, …)`` in float32 where the scores are of a half type, its loss then of their type.
+
+    Under autocast nothing inside is cast, and the loss is float32: as with ``torch.nn.functional.cross_entropy``, and as
+    ``torch.amp.GradScaler`` needs it, whose first factor of 65536 no float16 holds.
+    """
+
+    @wraps(forward)
+    def wrapped(self: nn.Module, scores: Tensor, *others: Any, **options: Any) -> Tensor:
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            return forward(self, scores, *others, **options)  # which refuses it
+        kind, half = scores.device.type, scores.dtype in (torch.bfloat16, torch.float16)
+        entering = scores.float() if half else scores
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return forward(self, entering, *others, **options)
+        loss = forward(self, entering, *others, **options)
+        return loss.to(scores.dtype) if half else loss
+
+    return cast(Forward, wrapped)
+
+
+def one_hot(index: Tensor, classes: int) -> Tensor:
+    """Class indices (…) as (…, C) of bool; unlike torch's own it looks at no value, which ``torch.func`` forbids."""
+    return index.unsqueeze(-1) == torch.arange(classes, device=index.device)
 
 
 def classes_last(scores: Tensor, target: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:

@@ -19,12 +19,22 @@ SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 LOG_2 = math.log(2.0)
 
 
-class _InverseMills(torch.autograd.Function):
+class _OfOne(torch.autograd.Function):
+    """A function of one tensor, element by element, which is what its backward needs, as ``torch.func`` can transform it."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        m = SQRT_2_OVER_PI / torch.special.erfcx(x / -SQRT_2)
-        ctx.save_for_backward(x)
-        return m
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+
+class _InverseMills(_OfOne):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return SQRT_2_OVER_PI / torch.special.erfcx(x / -SQRT_2)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return inverse_mills(x), in_dims[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -34,11 +44,14 @@ class _InverseMills(torch.autograd.Function):
         return -grad * m * torch.where(m == 0, 0.0, x + m)
 
 
-class _LogNdtr(torch.autograd.Function):
+class _LogNdtr(_OfOne):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: Tensor) -> Tensor:
         return torch.special.log_ndtr(x)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return log_ndtr(x), in_dims[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lossmith import distributed, functional
 from lossmith.checks import checked_rank, has_values
-from lossmith.layout import Reduction, classes_last, over_something
+from lossmith.layout import Reduction, classes_last, in_full_precision, over_something
 from lossmith.losses.base import Over, SampleLoss
 from lossmith.noise import Noise
 
@@ -118,6 +118,7 @@ class AccuracyLoss(SampleLoss):
                 if value:
                     raise ValueError(f"{name}: not with class_group, got {value}; leave it out, or gather the scores")
 
+    @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores against class indices or class probabilities."""
         if self.class_group is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lossmith import functional, groups
 from lossmith import noise as noises
 from lossmith.checks import has_values
-from lossmith.layout import ClassificationLoss, Reduction, classes_last, over_something
+from lossmith.layout import ClassificationLoss, Reduction, classes_last, in_full_precision, one_hot, over_something
 from lossmith.noise import Noise
 
 if TYPE_CHECKING:
@@ -27,11 +27,18 @@ class MetricLoss(ClassificationLoss):
         noise: a name (see ``lossmith.noise``), or a ``lossmith.noise.Noise``.
         scale: σ > 0, a number or a tensor.
         q: from metric to loss, ≥ 0.
-        process_group: a ``torch.distributed.ProcessGroup`` whose ranks' batches together are the batch.
+        process_group: a ``torch.distributed.ProcessGroup`` whose ranks' batches together are the batch; "sum", too, is that of
+            all ranks' samples, and DDP's averaged gradient is the whole sum's. ``torch.distributed.group.WORLD`` is None before
+            ``init_process_group``, and then means no group. A loss with a group cannot be pickled or deep-copied.
         weight, ignore_index, reduction: as in ``ClassificationLoss``.
 
     Raises:
         TypeError, ValueError: an argument out of range.
+
+    Half types compute in float32 and give a loss of their own type; under autocast it is float32, as with cross-entropy.
+    ``torch.compile(fullgraph=True)`` and ``torch.func`` take every loss; vmap evaluates what has no formula and no kernel one
+    after the other. Under ``torch.func`` a ``process_group``, a memory in training, and second derivatives but those of
+    ``AccuracyLoss`` and of closed forms raise NotImplementedError.
     """
 
     def __init__(
@@ -137,6 +144,7 @@ class SampleLoss(MeanLoss):
     def log_probs(self, scores: Tensor) -> Tensor:
         """log p (…, C) with each class as the target."""
 
+    @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores against class indices or class probabilities."""
         scores, target = classes_last(scores, target)
@@ -183,7 +191,7 @@ class SampleLoss(MeanLoss):
     def class_share(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
         """The probability of each class for each sample, (…, C), smoothed; 0 where it is ignored."""
         classes = scores.shape[-1]
-        share = target if target.is_floating_point() else torch.nn.functional.one_hot(target, classes)
+        share = target if target.is_floating_point() else one_hot(target, classes)
         share = share.to(scores.dtype) * (1 - self.label_smoothing) + self.label_smoothing / classes
         return share * keep.unsqueeze(-1)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lossmith import functional, groups
 from lossmith.checks import checked_scale, has_values
-from lossmith.layout import classes_last, labels_last, over_something
+from lossmith.layout import classes_last, in_full_precision, labels_last, one_hot, over_something
 from lossmith.losses.base import MetricLoss
 from lossmith.losses.memory import ScoreMemory
 from lossmith.losses.multilabel import log_outcomes
@@ -126,6 +126,7 @@ class ConfusionLoss(MetricLoss):
     def log_of_counts(self, counts: Counts, log_tp: Tensor) -> Tensor:
         """Its logarithm; ``log_tp`` is log tp, also where tp underflows."""
 
+    @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch of scores and targets."""
         counts, log_tp = self._expected(self._samples(scores, target))
@@ -147,7 +148,7 @@ class ConfusionLoss(MetricLoss):
         """The metric itself of the classifier without noise, in float64; for average="none" 0 without a target."""
         samples = self._samples(scores, target)
         z = samples.scores
-        p = z > 0 if samples.of_labels else torch.nn.functional.one_hot(z.argmax(-1), z.shape[-1])
+        p = z > 0 if samples.of_labels else one_hot(z.argmax(-1), z.shape[-1])
         counts, support, there = self._taken(Counts(*self.total(_sums(samples, p.double(), 1 - p.double()))))
         m = torch.where(there, self.of_counts(counts), 0.0)
         if self.average in ("macro", "weighted"):
@@ -206,7 +207,7 @@ class ConfusionLoss(MetricLoss):
             weight = (share * self.class_weight(scores)).sum(-1)
         else:
             target, keep = self.split_ignored(scores, target)
-            share = torch.nn.functional.one_hot(target, classes).to(scores)
+            share = one_hot(target, classes).to(scores)
             weight = self.sample_weight(target, keep, scores)
         if self.label_smoothing:
             share = share * (1 - self.label_smoothing) + self.label_smoothing / classes

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lossmith import functional
 from lossmith.checks import has_values
-from lossmith.layout import classes_last, over_something
+from lossmith.layout import classes_last, in_full_precision, one_hot, over_something
 from lossmith.losses.base import MeanLoss, Over
 from lossmith.noise import Noise
 
@@ -70,6 +70,7 @@ class CostLoss(MeanLoss):
             cost = cost if cost.is_floating_point() else cost.to(torch.get_default_dtype())
         self.register_buffer("cost", cost)
 
+    @in_full_precision
     def forward(self, scores: Tensor, target: Tensor | None = None, cost: Tensor | None = None) -> Tensor:
         """The loss of scores against class indices, class probabilities, or each sample's own costs."""
         if cost is None and self.cost is None:
@@ -106,7 +107,7 @@ class CostLoss(MeanLoss):
         matrix = self.cost.to(scores)
         if not target.is_floating_point() and not self.label_smoothing:
             return matrix.index_select(0, target.flatten()).view(*target.shape, classes)
-        share = target if target.is_floating_point() else torch.nn.functional.one_hot(target, classes)
+        share = target if target.is_floating_point() else one_hot(target, classes)
         return (share.to(scores) * (1 - self.label_smoothing) + self.label_smoothing / classes) @ matrix
 
     def _of_costs(self, scores: Tensor, costs: Tensor, weight: Tensor) -> Tensor:

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossmith.checks import checked_count
+from lossmith.checks import checked_count, is_wrapped
 
 
 class ScoreMemory(nn.Module):
     """The last ``size`` samples: their scores, without a gradient, and their targets. They are buffers, and in the state_dict.
+
+    In training all are remembered as they come, ignored ones too, and with a process group those of all ranks in rank order;
+    under ``torch.func``, where there is no state, that raises NotImplementedError. In evaluation none enters or is kept.
 
     Scores of some steps ago are those of a model that has moved on: they say against what the batch is ranked, no more.
 
@@ -32,12 +35,18 @@ class ScoreMemory(nn.Module):
         """The samples (n, …) and those remembered; in training, the new ones are remembered."""
         if not self.size or not self.training:
             return scores, target
+        if is_wrapped(scores) or is_wrapped(target):
+            raise NotImplementedError(
+                "memory: expected a plain call in training, got one under torch.func, which keeps no state; "
+                "call loss.eval() first, or leave memory out"
+            )
         if len(self.scores) and (self.scores.shape[1:], self.target.shape[1:]) != (scores.shape[1:], target.shape[1:]):
             raise ValueError(
                 f"memory: expected samples of shape {tuple(self.scores.shape[1:])} as before, got {tuple(scores.shape[1:])}; "
                 "make a new loss for another task"
             )
-        before = (self.scores.to(scores), self.target.to(target)) if len(self.scores) else (scores[:0].detach(), target[:0])
+        known = self.scores[-self.size :], self.target[-self.size :]  # a larger memory may have been loaded
+        before = (known[0].to(scores), known[1].to(target)) if len(self.scores) else (scores[:0].detach(), target[:0])
         together = torch.cat([before[0], scores]), torch.cat([before[1], target])
         self.scores, self.target = (x[-self.size :].detach().clone() for x in together)
         return together

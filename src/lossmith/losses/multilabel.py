@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lossmith import functional
-from lossmith.layout import labels_last
+from lossmith.layout import in_full_precision, labels_last
 from lossmith.losses.base import MeanLoss, Over
 from lossmith.noise import Noise
 
@@ -61,6 +61,7 @@ class SubsetAccuracyLoss(MeanLoss):
                 raise ValueError(f"{name}: has no meaning for a subset of labels; leave it out")
         super().__init__(noise, scale, q, over, **options)
 
+    @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of a score and a target for each label."""
         last, wanted, keep = labels_last(scores, target, self.ignore_index)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lossmith import functional, groups
 from lossmith.checks import has_values
-from lossmith.layout import classes_last, labels_last, over_something
+from lossmith.layout import classes_last, in_full_precision, labels_last, one_hot, over_something
 from lossmith.losses.base import MetricLoss
 from lossmith.losses.memory import ScoreMemory
 from lossmith.noise import Noise
@@ -83,6 +83,7 @@ class RankingLoss(MetricLoss):
 
     number = 0.0  # what the metric needs beside
 
+    @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch of scores and targets."""
         z, positive, keep = self._columns(scores, target)
@@ -95,7 +96,8 @@ class RankingLoss(MetricLoss):
         scale = torch.as_tensor(self.scale, dtype=torch.float64, device=z.device).reshape(())
         count = torch.where((keep & ~positive).any(0), (keep & positive).sum(0), 0)  # of positives, where there are negatives
         log_m = self.of_columns((z.double(), positive, keep, scale), self.noise, self.number)
-        nothing = 0.0 * torch.where(keep, z, 0.0).sum()  # a gradient of 0 where there is nothing to rank
+        # A gradient of 0 in all where there is nothing to rank: DDP waits for those of the scale too.
+        nothing = (0.0 * (torch.where(keep & z.isfinite(), z, 0.0).sum() + scale)).to(scores.dtype)
         if self.average == "none":
             return functional.neg_log_q(log_m, self.q).to(scores.dtype) + nothing
         some = count > 0
@@ -117,7 +119,7 @@ class RankingLoss(MetricLoss):
             last = last.masked_fill(~kept.unsqueeze(-1), 0.0).reshape(-1, classes)
             own = torch.eye(classes, dtype=torch.bool, device=last.device)
             rest = last.unsqueeze(-2).masked_fill(own, -math.inf).logsumexp(-1)
-            positive = torch.nn.functional.one_hot(index.reshape(-1), classes).bool()
+            positive = one_hot(index.reshape(-1), classes)
             return last - rest, positive, kept.reshape(-1, 1).expand(-1, classes)
         if self.task == "binary":
             if target.shape != scores.shape:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lossmith import noise as noises
-from lossmith.checks import check_score_values, check_target_values
+from lossmith.checks import check_score_values, check_target_values, is_wrapped
 from lossmith.noise import Noise
 from lossmith.threshold import reference
 from lossmith.threshold.select import broken, choose, fast_kernel, obstacle, record, tables_of
@@ -50,9 +50,11 @@ def log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignore
     """
     if torch.compiler.is_compiling():
         return operator(scores, target, scale, noises.key(noise), ignored)[0]
-    if choose(scores, noise) != "reference":
+    # torch.func cannot look into the reference, but into a function of torch.autograd it does not look.
+    transformed = any(is_wrapped(x) for x in (scores, target, scale))
+    if choose(scores, noise) != "reference" or transformed:
         # The function that torch.func can transform takes twice as long to call.
-        function = _Value if torch._C._are_functorch_transforms_active() else _PlainValue
+        function = _Value if transformed else _PlainValue
         log_p: Tensor = function.apply(scores, target, scale, noises.key(noise), ignored)[0]  # type: ignore[no-untyped-call]
         return log_p
     record("reference")
