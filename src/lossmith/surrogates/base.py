@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lossmith.checks import has_values
 from lossmith.functional import standardize_scores
-from lossmith.layout import ClassificationLoss, classes_last
+from lossmith.layout import ClassificationLoss, classes_last, in_full_precision
 
 # Stands for −inf where terms are left out of a log-sum-exp: the gradient of one over nothing but −inf is nan, this one's is 0.
 ABSENT = -1e30
@@ -23,29 +23,26 @@ class IndexLoss(ClassificationLoss):
         super().__init__(**options)
         self.standardize = standardize
 
+    @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores (C,), (N, C) or (N, C, d1, …) against class indices without C."""
         scores, target = classes_last(scores, target)
         if target.is_floating_point():
             raise ValueError(f"target: {type(self).__name__} takes class indices, not probabilities; got {target.dtype}")
         index, keep = self.split_ignored(scores, target)
-        z = in_compute_type(scores)
         if not (has_values(keep) and keep.all()):
-            z = z.masked_fill(~keep.unsqueeze(-1), 0.0)  # what stands in an ignored row, be it NaN, must not reach the loss
+            scores = scores.masked_fill(
+                ~keep.unsqueeze(-1), 0.0
+            )  # what stands in an ignored row, be it NaN, must not reach the loss
         if self.standardize:
-            z = standardize_scores(z, keep)
-        weight = self.sample_weight(index, keep, z)
-        losses = torch.where(weight == 0, 0.0, self.per_sample(z, index))  # a class without weight may cost inf
-        return self.reduce(losses * weight, weight.sum()).to(scores.dtype)
+            scores = standardize_scores(scores, keep)
+        weight = self.sample_weight(index, keep, scores)
+        losses = torch.where(weight == 0, 0.0, self.per_sample(scores, index))  # a class without weight may cost inf
+        return self.reduce(losses * weight, weight.sum())
 
     @abstractmethod
     def per_sample(self, scores: Tensor, index: Tensor) -> Tensor:
         """Losses (…) of scores (…, C), float32 or float64, and class indices (…)."""
-
-
-def in_compute_type(scores: Tensor) -> Tensor:
-    """Half types as float32; all else as it is, for the checks to see."""
-    return scores.float() if getattr(scores, "dtype", None) in (torch.float16, torch.bfloat16) else scores
 
 
 def own_log_prob(scores: Tensor, index: Tensor) -> Tensor:

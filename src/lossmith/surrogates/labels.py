@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lossmith.layout import ClassificationLoss, Reduction, labels_last
-from lossmith.surrogates.base import ABSENT, in_compute_type
+from lossmith.layout import ClassificationLoss, Reduction, in_full_precision, labels_last
+from lossmith.surrogates.base import ABSENT
 
 
 class _LabelLoss(ClassificationLoss):
@@ -22,7 +22,7 @@ class _LabelLoss(ClassificationLoss):
             raise TypeError(f"target: expected a torch.Tensor of labels, got {type(target).__name__}")
         if target.requires_grad:
             raise ValueError("target: expected labels without a gradient, got requires_grad=True; pass target.detach()")
-        z, label, keep = labels_last(in_compute_type(scores), target, self.ignore_index)
+        z, label, keep = labels_last(scores, target, self.ignore_index)
         return z.masked_fill(~keep, 0.0), label, keep  # what stands in an ignored entry, be it NaN, must not reach the loss
 
 
@@ -55,13 +55,14 @@ class ZLPRLoss(_LabelLoss):
     tensor(0.9889)
     """
 
+    @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores (L,), (N, L) or (N, L, d1, …) against labels of the same shape."""
         z, label, keep = self.split_labels(scores, target)
         on, off = keep & (label > 0), keep & (label < 1)
         pull = torch.where(on, label.log() - z, ABSENT).logsumexp(-1)
         push = torch.where(off, torch.log1p(-label) + z, ABSENT).logsumexp(-1)
-        return self.reduce(-logsigmoid(-pull) - logsigmoid(-push), keep.any(-1).to(z).sum()).to(scores.dtype)
+        return self.reduce(-logsigmoid(-pull) - logsigmoid(-push), keep.any(-1).to(z).sum())
 
 
 class F1WeightedCrossEntropyLoss(_LabelLoss):
@@ -93,6 +94,7 @@ class F1WeightedCrossEntropyLoss(_LabelLoss):
     tensor(0.3466)
     """
 
+    @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores (N,) or (N, d1, …) against labels of the same shape."""
         single = isinstance(scores, Tensor) and isinstance(target, Tensor) and scores.dim() == target.dim() == 1
@@ -104,4 +106,4 @@ class F1WeightedCrossEntropyLoss(_LabelLoss):
         half_f = (label * p).sum() / total.clamp_min(torch.finfo(z.dtype).tiny)
         losses = -(label * (1 - half_f) * logsigmoid(z) + (1 - label) * half_f * logsigmoid(-z)) * keep
         losses = losses.movedim(-1, 1)  # as the scores came
-        return self.reduce(losses.squeeze(-1) if single else losses, keep.to(z).sum()).to(scores.dtype)
+        return self.reduce(losses.squeeze(-1) if single else losses, keep.to(z).sum())

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lossmith.functional import standardize_scores
-from lossmith.layout import classes_last
-from lossmith.surrogates.base import IndexLoss, in_compute_type
+from lossmith.layout import classes_last, in_full_precision
+from lossmith.surrogates.base import IndexLoss
 
 
 class EMOLoss(IndexLoss):
@@ -52,28 +52,26 @@ class EMOLoss(IndexLoss):
         super().__init__(**options)
         self.register_buffer("embeddings", _directions(embeddings))
 
+    @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores (C,), (N, C) or (N, C, d1, …) against class indices or class probabilities."""
         if not target.is_floating_point():
             return super().forward(scores, target)
         scores, target = classes_last(scores, target)
-        z = in_compute_type(scores)
         if self.standardize:
-            z = standardize_scores(z)
-        mass = target.to(z) * self.class_weight(z)
-        with torch.autocast(z.device.type, enabled=False):
-            directions = self._directions_for(z)
-            met = ((z.softmax(-1) @ directions) * (mass @ directions)).sum(-1)
+            scores = standardize_scores(scores)
+        mass = target.to(scores) * self.class_weight(scores)
+        directions = self._directions_for(scores)
+        met = ((scores.softmax(-1) @ directions) * (mass @ directions)).sum(-1)
         losses = mass.sum(-1) - met
         # The mean over class probabilities is one over samples, whatever their classes weigh.
-        return self.reduce(losses, losses.new_tensor(losses.numel())).to(scores.dtype)
+        return self.reduce(losses, losses.new_tensor(losses.numel()))
 
     def per_sample(self, scores: Tensor, index: Tensor) -> Tensor:
         # 1 − Σ_i p_i cos_i would round small losses away; the rivals' probabilities alone hold all of them.
         rivals = scores.softmax(-1).scatter(-1, index.unsqueeze(-1), 0.0)
-        with torch.autocast(scores.device.type, enabled=False):
-            directions = self._directions_for(scores)
-            return rivals.sum(-1) - ((rivals @ directions) * directions[index]).sum(-1)
+        directions = self._directions_for(scores)
+        return rivals.sum(-1) - ((rivals @ directions) * directions[index]).sum(-1)
 
     def _directions_for(self, scores: Tensor) -> Tensor:
         if self.embeddings.shape[0] != scores.shape[-1]:
@@ -90,7 +88,8 @@ def _directions(embeddings: Tensor) -> Tensor:
         raise TypeError(f"embeddings: expected a floating-point tensor (C, d), got {got}")
     if embeddings.dim() != 2:
         raise ValueError(f"embeddings: expected shape (C, d), got {tuple(embeddings.shape)}")
-    rows = in_compute_type(embeddings.detach())
+    rows = embeddings.detach()
+    rows = rows if rows.dtype == torch.float64 else rows.float()
     rows = rows / rows.abs().amax(-1, keepdim=True)  # so that no square over- or underflows
     rows = rows / rows.norm(dim=-1, keepdim=True)
     if (bad := ~rows.isfinite().all(-1)).any():
