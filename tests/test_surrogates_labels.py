@@ -225,8 +225,8 @@ def test_vmap_is_a_loop(make: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("scores", "target", "error", "message"),
     [
-        (SCORES.long(), LABELS, TypeError, "scores: expected a floating-point tensor, got torch.int64"),
-        (SCORES.tolist(), LABELS, TypeError, "scores: expected a floating-point tensor, got list"),
+        (SCORES.long(), LABELS, TypeError, "scores: expected a floating-point tensor, got torch.int64; pass raw model outputs"),
+        (SCORES.tolist(), LABELS, TypeError, "scores: expected a torch.Tensor, got list"),
         (SCORES, LABELS.tolist(), TypeError, "target: expected a torch.Tensor of labels, got list"),
         (SCORES, LABELS[:, 0], ValueError, r"target: expected the shape of the scores \(3, 4\), [^\n]+, got \(3,\)"),
         (SCORES, LABELS + 1, ValueError, "target: expected 0 or 1 for each label, got 2"),

@@ -42,6 +42,11 @@ def one_hot(index: Tensor, classes: int) -> Tensor:
     return index.unsqueeze(-1) == torch.arange(classes, device=index.device)
 
 
+def at(values: Tensor, index: Tensor) -> Tensor:
+    """values[index], (…, *) of values (C, *) and indices (…), which ``torch.compile`` would not trace for a single index."""
+    return values.index_select(0, index.reshape(-1)).reshape((*index.shape, *values.shape[1:]))
+
+
 def classes_last(scores: Tensor, target: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
     """Scores (C,), (N, C) or (N, C, d1, …) with the classes moved to the end, and the target likewise if it has classes.
 
@@ -146,7 +151,7 @@ class ClassificationLoss(nn.Module):
 
     def sample_weight(self, index: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
         """Weight of each sample: its class's, and 0 where it is ignored."""
-        return keep.to(scores) if self.weight is None else keep * self.class_weight(scores).take(index)
+        return keep.to(scores) if self.weight is None else keep * at(self.class_weight(scores), index)
 
     def reduce(self, losses: Tensor, total_weight: Tensor) -> Tensor:
         """Weighted losses of the samples to the module's output; "mean" divides by ``total_weight``."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lossmith import distributed, functional
 from lossmith.checks import checked_rank, has_values
-from lossmith.layout import Reduction, classes_last, in_full_precision, over_something
+from lossmith.layout import Reduction, at, classes_last, in_full_precision, over_something
 from lossmith.losses.base import Over, SampleLoss
 from lossmith.noise import Noise
 
@@ -284,7 +284,7 @@ class BalancedAccuracyLoss(SampleLoss):
         """N w_y / (n_y Σ_k w_k), k over the classes that there are; 0 for a sample that is ignored."""
         kept = keep.to(scores).flatten()
         counts = self.total(scores.new_zeros(scores.shape[-1]).index_add(0, index.flatten(), kept))
-        return keep * self._weights(counts, scores).take(index)  # indexing by one number would not compile
+        return keep * at(self._weights(counts, scores), index)
 
     def class_mass(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
         """As ``sample_weight``, for each class of each sample."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lossmith import functional
 from lossmith.checks import has_values
-from lossmith.layout import classes_last, in_full_precision, one_hot, over_something
+from lossmith.layout import at, classes_last, in_full_precision, one_hot, over_something
 from lossmith.losses.base import MeanLoss, Over
 from lossmith.noise import Noise
 
@@ -106,7 +106,7 @@ class CostLoss(MeanLoss):
             raise ValueError(f"cost: expected shape ({classes}, {classes}) for {classes} classes, got {tuple(self.cost.shape)}")
         matrix = self.cost.to(scores)
         if not target.is_floating_point() and not self.label_smoothing:
-            return matrix.index_select(0, target.flatten()).view(*target.shape, classes)
+            return at(matrix, target)
         share = target if target.is_floating_point() else one_hot(target, classes)
         return (share.to(scores) * (1 - self.label_smoothing) + self.label_smoothing / classes) @ matrix
 
