@@ -195,7 +195,7 @@ def plot(results: list[Result], path: Path) -> None:
     for line, (label, chosen) in zip(axes, parts.items(), strict=True):
         for axis, kind in zip(line, ("flat", "peaked"), strict=True):
             _draw(axis, [r for r in chosen if r.scores == kind], label.split()[0])
-            axis.set(xlabel=label, title=f"{kind} scores" if line is axes[0] else None)
+            axis.set(xlabel=label, title=f"{kind} scores")
         line[0].set_ylabel("forward + backward, ns a score")
     axes[0, 0].legend(frameon=False)
     figure.savefig(path, dpi=150)
