@@ -3,6 +3,7 @@
 import itertools
 import math
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import oracles
-from lossmith import AccuracyLoss, functional
+from lossmith import AccuracyLoss, TopKAccuracyLoss, functional
 
 ROUNDING = 1e-13  # float64, a few sums of rounded terms; cross-entropy itself is good to some 1e-15 of its largest term
 BY_INTEGRATION = 1e-9
@@ -43,13 +44,14 @@ def inputs(layout: str, kind: str) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
-def test_gumbel_and_q_one_are_cross_entropy(layout: str, kind: str, reduction: Any, weight: Tensor | None) -> None:
+@pytest.mark.parametrize("make", [AccuracyLoss, partial(TopKAccuracyLoss, 1)], ids=["accuracy", "top one"])
+def test_gumbel_and_q_one_are_cross_entropy(make: Any, layout: str, kind: str, reduction: Any, weight: Tensor | None) -> None:
     scores, target = inputs(layout, kind)
     ignored = [-100] if kind == "probabilities" else [-100, 1, int(target.flatten()[0])]
     for ignore_index, smoothing in itertools.product(ignored, [0.0, 0.1, 1.0]):
         options: dict[str, Any] = {"weight": weight, "ignore_index": ignore_index, "reduction": reduction}
         options["label_smoothing"] = smoothing
-        ours = AccuracyLoss("gumbel", **options)(scores, target)
+        ours = make("gumbel", **options)(scores, target)
         theirs = cross_entropy(scores, target, **options)
         assert ours.shape == theirs.shape
         theirs = theirs.nan_to_num()  # the mean over nothing; nothing else is nan here
