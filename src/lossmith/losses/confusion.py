@@ -41,16 +41,52 @@ class _Samples(NamedTuple):
     """Samples without their layout."""
 
     scores: Tensor  # (n, C)
-    share: Tensor  # (n, C), of the target in each class; of labels: whether each is there
+    target: Tensor  # (n,) class indices, or (n, C): its share in each class, of labels whether each is there
     weight: Tensor  # (n, 1); of labels (n, L)
     scale: float | Tensor  # a number or (n, 1)
     of_labels: bool  # a score for each label; else for each class
 
+    @property
+    def share(self) -> Tensor:
+        """The target's share in each class, (n, C)."""
+        return self.target if self.target.dim() == 2 else one_hot(self.target, self.scores.shape[-1]).to(self.scores)
+
 
 def _sums(samples: _Samples, p: Tensor, other: Tensor) -> Tensor:
     """tp, fp, fn, tn as (4, C), from the probabilities that each class is predicted, and that it is not, (n, C) float64."""
-    w, t = samples.weight.double(), samples.share.double()
-    return torch.stack([(w * t * p).sum(0), (w * (1 - t) * p).sum(0), (w * t * other).sum(0), (w * (1 - t) * other).sum(0)])
+    w = samples.weight.double()
+    if samples.target.dim() == 2:
+        t = samples.target.double()
+        parts = [w * t * p, w * (1 - t) * p, w * t * other, w * (1 - t) * other]
+        return torch.stack([part.sum(0) for part in parts])
+    y, w = samples.target, w.squeeze(-1)  # most of segmentation's time is spent here: no (n, C) but these four
+
+    def of_targets(x: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[1]).index_add(0, y, w * x.gather(1, y.unsqueeze(1)).squeeze(1))
+
+    def of_others(x: Tensor) -> Tensor:
+        return w @ x.scatter(1, y.unsqueeze(1), 0.0)
+
+    return torch.stack([of_targets(p), of_others(p), of_targets(other), of_others(other)])
+
+
+def _log_tp(samples: _Samples, log_p: Tensor, group: ProcessGroup | None) -> Tensor:
+    """log Σ_i w_i t_ik p_ik (C,) of all ranks, also where it underflows; −inf where there is no target."""
+    if samples.target.dim() == 2:
+        terms = log_p + (samples.weight.double() * samples.target.double()).log()
+        own = terms.detach().amax(0) if len(terms) else terms.new_full(terms.shape[1:], -torch.inf)
+    else:
+        y = samples.target
+        terms = log_p.gather(1, y.unsqueeze(1)).squeeze(1) + samples.weight.squeeze(-1).double().log()
+        own = log_p.new_full(log_p.shape[1:], -torch.inf).scatter_reduce(0, y, terms.detach(), "amax")
+    top = groups.highest(own, group)
+    top = torch.where(top.isneginf(), 0.0, top)
+    if samples.target.dim() == 2:
+        found = (terms - top).exp().sum(0)
+    else:
+        found = torch.zeros_like(top).index_add(0, y, (terms - top.index_select(0, y)).exp())
+    found = groups.total(found, group)
+    return torch.where(found > 0, top + torch.where(found > 0, found, 1.0).log(), -torch.inf)
 
 
 class ConfusionLoss(MetricLoss):
@@ -168,25 +204,20 @@ class ConfusionLoss(MetricLoss):
 
     def _expected(self, samples: _Samples) -> tuple[Counts, Tensor]:
         """Expected counts, over all ranks and what is remembered, and log tp."""
-        z, share, weight, scale, of_labels = samples
+        group = self.process_group
         if self.memory.size:
-            columns = torch.cat([share, weight], -1).detach()
-            z, columns = groups.gathered(z, self.process_group), groups.gathered(columns, self.process_group)
-            z, columns = self.memory(z, columns)
-            share, weight = columns.split([share.shape[-1], weight.shape[-1]], -1)
-        group = None if self.memory.size else self.process_group
-        if of_labels:
-            absent, log_p = (log.double() for log in log_outcomes(z, self.noise, scale))
+            share = samples.share
+            columns = torch.cat([share, samples.weight], -1).detach()
+            z, columns = self.memory(groups.gathered(samples.scores, group), groups.gathered(columns, group))
+            target, weight = columns.split([share.shape[-1], samples.weight.shape[-1]], -1)
+            samples, group = samples._replace(scores=z, target=target, weight=weight), None
+        if samples.of_labels:
+            absent, log_p = (log.double() for log in log_outcomes(samples.scores, self.noise, samples.scale))
             p, other = log_p.exp(), absent.exp()
         else:
-            log_p = functional.argmax_log_probs(z, noise=self.noise, scale=scale).double()
+            log_p = functional.argmax_log_probs(samples.scores, noise=self.noise, scale=samples.scale).double()
             p, other = log_p.exp(), -log_p.expm1()
-        counts = groups.total(_sums(_Samples(z, share, weight, scale, of_labels), p, other), group)
-        terms = log_p + (weight.double() * share.double()).log()
-        top = groups.highest(terms.amax(0) if len(terms) else terms.new_full(terms.shape[1:], -torch.inf), group)
-        top = torch.where(top.isneginf(), 0.0, top)
-        found = groups.total((terms - top).exp().sum(0), group)
-        return Counts(*counts), torch.where(found > 0, top + torch.where(found > 0, found, 1.0).log(), -torch.inf)
+        return Counts(*groups.total(_sums(samples, p, other), group)), _log_tp(samples, log_p, group)
 
     def _samples(self, scores: Tensor, target: Tensor) -> _Samples:
         single = self.average == "binary" and self.task == "multiclass" and target.shape == scores.shape
@@ -203,17 +234,18 @@ class ConfusionLoss(MetricLoss):
             raise ValueError(f"average: 'binary' expects one score a sample or two classes, got {classes} classes; use 'macro'")
         if target.is_floating_point():
             keep = torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
-            share = target.to(scores)
-            weight = (share * self.class_weight(scores)).sum(-1)
+            target = target.to(scores).reshape(-1, classes)
+            weight = (target * self.class_weight(scores)).sum(-1)
         else:
             target, keep = self.split_ignored(scores, target)
-            share = one_hot(target, classes).to(scores)
             weight = self.sample_weight(target, keep, scores)
-        if self.label_smoothing:
-            share = share * (1 - self.label_smoothing) + self.label_smoothing / classes
-        scores = scores.masked_fill(~keep.unsqueeze(-1), 0.0)
+            target = target.reshape(-1)
         scale = self._scale_of_rows(scores)
-        return _Samples(scores.reshape(-1, classes), share.reshape(-1, classes), weight.reshape(-1, 1), scale, False)
+        z = scores.masked_fill(~keep.unsqueeze(-1), 0.0).reshape(-1, classes)
+        samples = _Samples(z, target, weight.reshape(-1, 1), scale, False)
+        if not self.label_smoothing:
+            return samples
+        return samples._replace(target=samples.share * (1 - self.label_smoothing) + self.label_smoothing / classes)
 
     def _of_labels(self, scores: Tensor, target: Tensor) -> _Samples:
         last, wanted, keep = labels_last(scores, target, self.ignore_index)
