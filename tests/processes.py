@@ -46,7 +46,7 @@ class Ranks:
 
     def __init__(self, store: Path, world: int, parts: Sequence[tuple[int, ...]] = ()) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["lossmith.threshold.sharded_cpu", "torch.distributed"])
+        context.set_forkserver_preload(["lossmith.engine.argmax.sharded.cpu", "torch.distributed"])
         self.connections, self.processes = [], []
         for rank in range(world):
             here, there = context.Pipe()

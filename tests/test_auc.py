@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torch.autograd import gradcheck, gradgradcheck
 
 from lossmith import noise as noises
-from lossmith.ranking import expected_auc
+from lossmith.functional.ranking import expected_auc
 
 Array = NDArray[np.float64]
 

@@ -11,9 +11,9 @@ from torch.autograd import forward_ad
 
 import lossmith
 from lossmith import noise as noises
+from lossmith.engine.ranking import autograd as auc
+from lossmith.engine.runtime.select import broken
 from lossmith.functional import expected_auc
-from lossmith.threshold import auc
-from lossmith.threshold.select import broken
 
 SMOOTH = ["normal", "gumbel", "logistic", "studentt"]
 KINKED = ["laplace", "exponential", "uniform"]

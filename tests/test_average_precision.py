@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score
 from torch.autograd import gradcheck, gradgradcheck
 
 from lossmith import noise as noises
-from lossmith.ranking import expected_average_precision
+from lossmith.functional.ranking import expected_average_precision
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.bool_]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lossmith import PerturbedArgmax
+from lossmith.engine.argmax import reference
+from lossmith.engine.runtime import select
 from lossmith.functional import argmax_log_prob, argmax_log_probs, topk_log_prob
 from lossmith.noise import Noise, Normal
-from lossmith.threshold import reference, select
 
 INF, NAN = math.inf, math.nan
 Z, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)

@@ -8,8 +8,11 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from lossmith.bench import accuracy, auc, kernels, rivals, values
-from lossmith.bench.accuracy import Errors
+from lossmith.bench import numerics as accuracy
+from lossmith.bench import rivals, values
+from lossmith.bench import speed_argmax as kernels
+from lossmith.bench import speed_auc as auc
+from lossmith.bench.numerics import Errors
 from lossmith.bench.values import Case
 from lossmith.cli import cli
 from lossmith.errors import InputError

@@ -13,8 +13,8 @@ import pytest
 
 import lossmith
 from lossmith import __main__, cli
-from lossmith.compare.candidates import BASELINE, CANDIDATES
-from lossmith.toy import optima
+from lossmith.catalogue import BASELINE, CANDIDATES
+from lossmith.experiments.toy import optima
 
 QUICK = ["--folds=2", "--trials=1", "--epochs=2", "--losses=hinge"]
 BAR = re.compile("[\x1b\r━╸]")

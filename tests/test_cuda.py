@@ -19,9 +19,11 @@ from torch import Tensor
 
 import lossmith
 from lossmith import AccuracyLoss
+from lossmith.engine.argmax import autograd as argmax
+from lossmith.engine.argmax import reference
+from lossmith.engine.runtime import select
 from lossmith.functional import argmax_log_prob
 from lossmith.noise import Custom, Logistic, Noise, Normal
-from lossmith.threshold import argmax, reference, select
 
 P, LOG_P, GRADIENT = 1e-6, 1e-5, 2e-5  # what float32 promises: p absolute, log p relative; the gradient against its row's norm
 
@@ -91,7 +93,7 @@ def scores_of(rows: int, classes: int, spread: float, seed: int = 0) -> tuple[Te
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's time goes by tiles, whatever their size."""
     if INTERPRETED:
-        from lossmith.threshold import cuda
+        from lossmith.engine.argmax.kernels import cuda
 
         monkeypatch.setattr(cuda, "TILE", 512)
 
@@ -158,7 +160,7 @@ def test_a_scale_for_each_row_and_second_derivatives() -> None:
 
 @runs
 def test_the_size_of_tiles_and_blocks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lossmith.threshold import cuda
+    from lossmith.engine.argmax.kernels import cuda
 
     scores, target = scores_of(3, 45, 1.0)
     scores[:, 16:32] -= 200.0  # blocks of nothing near: passed over
@@ -240,7 +242,7 @@ def test_bad_rows(what: float) -> None:
 
 @runs
 def test_what_bad_rows_come_to_on_a_gpu() -> None:
-    from lossmith.threshold import cuda
+    from lossmith.engine.argmax.kernels import cuda
 
     scores, target = (x.to(DEVICE) for x in scores_of(5, 6, 1.0))
     scores[0, 2], scores[1, target[1]], scores[2] = math.nan, math.inf, -math.inf
@@ -313,7 +315,7 @@ def test_under_torch_func_and_as_an_operator() -> None:
 
 @runs
 def test_a_kernel_that_fails_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lossmith.threshold import cuda
+    from lossmith.engine.argmax.kernels import cuda
 
     scores, target = (x.to(DEVICE) for x in scores_of(3, 4, 1.0))
     expected = run(scores, target)
@@ -384,7 +386,7 @@ COMPILES = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from lossmith.threshold import cuda
+from lossmith.engine.argmax.kernels import cuda
 
 types = dict.fromkeys(["stride", "scale_stride", "most", "C"], "i32") | dict.fromkeys(["Q", "WIDE", "TILE"], "constexpr")
 types |= dict.fromkeys(["high", "guess", "hopeless", "sure"], "fp32") | dict.fromkeys(["depth", "where"], "*i32")

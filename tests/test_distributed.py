@@ -10,9 +10,10 @@ from torch import Tensor
 
 import lossmith
 from lossmith import AccuracyLoss
+from lossmith.engine.argmax.kernels import cpu
+from lossmith.engine.argmax.sharded import exchange as sharded_rows
 from lossmith.functional import argmax_log_prob
 from lossmith.noise import Custom, StudentT
-from lossmith.threshold import cpu, sharded_rows
 from processes import Ranks
 
 WORLD, PAIR, ALONE = (0, 1, 2, 3), (1, 2), (0,)  # the ranks of the groups

@@ -15,10 +15,13 @@ from torch import Tensor
 
 import lossmith
 from lossmith import AccuracyLoss
+from lossmith.engine.argmax import autograd as argmax
+from lossmith.engine.argmax import reference
+from lossmith.engine.argmax.kernels import cpu
+from lossmith.engine.argmax.kernels.tables import LEVELS, tables
+from lossmith.engine.runtime import compiled, select, threads
 from lossmith.functional import argmax_log_prob
 from lossmith.noise import Custom, Logistic, Noise, Normal, StudentT
-from lossmith.threshold import argmax, compiled, cpu, reference, select, threads
-from lossmith.threshold.tables import LEVELS, tables
 
 P, LOG_P, GRADIENT = 1e-6, 1e-5, 1e-5  # what float32 promises: p absolute, log p relative; the gradient against its row's norm
 OWN = Custom(
@@ -470,7 +473,7 @@ def test_a_kernel_is_compiled_anew_when_any_source_has_changed(tmp_path: Path, m
 
     assert compiled_with(1) == 1
     assert compiled_with(2) == 1  # the file itself is what it was: numba's own cache sees no difference
-    monkeypatch.setattr(compiled, "SOURCES", "others")
+    monkeypatch.setattr(compiled, "sources", lambda folder: "others")
     assert compiled_with(2) == 2
 
 
@@ -492,7 +495,7 @@ def test_and_for_no_other(name: str) -> None:
 def test_the_constants_that_are_written_twice_agree() -> None:
     for name in ("STATUS", "COLUMNS", "DONE", "SURE", "HARD"):
         assert getattr(argmax, name) == getattr(cpu, name)
-    cuda = pytest.importorskip("lossmith.threshold.cuda", reason="triton is not installed", exc_type=ImportError)
+    cuda = pytest.importorskip("lossmith.engine.argmax.kernels.cuda", reason="triton is not installed", exc_type=ImportError)
     for name in ("LEVEL", "START", "COUNT", "CELLS", "TOP", "STATUS", "COLUMNS", "DONE", "SURE", "LOST", "HARD", "MAX_CELLS"):
         assert getattr(cuda, name) == getattr(cpu, name)
     assert cuda.MOST == argmax.MOST

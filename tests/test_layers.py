@@ -18,17 +18,16 @@ ROOT = Path(lossmith.__file__).parent
 # A module imports only from entries above its own; an entry is a module or a whole package.
 ORDER = [
     "errors",
-    "checks",
-    "special",
-    "scan",
+    "inputs",
+    "maths",
     "noise",
-    "qlog",
-    "threshold",
-    "groups",
-    "distributed",
-    "ranking",
+    "engine.runtime",
+    "engine.argmax",
+    "engine.ranking",
+    "engine",
+    "parallel",
     "functional",
-    "choice",
+    "distribution",
     "layout",
     "losses",
     "surrogates",
@@ -36,13 +35,15 @@ ORDER = [
     "training",
     "recipe",
     "__init__",  # the public names of the core: what stands below may use them
-    "toy",
+    "catalogue",
     "data",
+    "experiments",
     "compare",
     "bench",
     "cli",
     "__main__",
 ]
+WINGS = ("engine.argmax", "engine.ranking")  # which do not know each other
 CORE = {
     "functional",
     "heads",
@@ -50,10 +51,10 @@ CORE = {
     "recipe",
     "surrogates",
     "training",
-    "choice",
+    "distribution",
     "errors",
     "losses",
-    "threshold.select",
+    "engine.runtime.select",
 }  # what __init__ gathers
 HEAVY = {"sklearn", "entmax", "numba", "triton", "pandas", "matplotlib", "click", "rich", "skrub", "pyarrow", "jinja2"}
 
@@ -92,7 +93,10 @@ def imports_of(path: Path) -> set[str]:
 
 
 def entry(module: str) -> str:
-    return module.partition(".")[0]
+    """The entry of ORDER that a module belongs to: the longest that begins its name."""
+    parts = module.split(".")
+    prefixes = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((prefix for prefix in prefixes if prefix in ORDER), parts[0])
 
 
 def violations(module: str, imported: set[str]) -> list[str]:
@@ -111,6 +115,18 @@ def test_imports_point_upwards(module: str) -> None:
     assert violations(module, imports_of(FILES[module])) == []
 
 
+@pytest.mark.parametrize("module", [module for module in FILES if entry(module) == "engine.runtime"])
+def test_the_runtime_knows_no_mathematics(module: str) -> None:
+    known = {entry(other) for other in imports_of(FILES[module])}
+    assert known <= {"engine.runtime", "errors", "inputs", "noise"}
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if entry(module) in WINGS])
+def test_the_wings_do_not_know_each_other(module: str) -> None:
+    known = {entry(other) for other in imports_of(FILES[module])}
+    assert known & set(WINGS) <= {entry(module)}
+
+
 def test_the_public_names_come_from_the_core() -> None:
     assert imports_of(FILES["__init__"]) <= CORE
 
@@ -122,9 +138,10 @@ def test_no_circle_within_a_package() -> None:
 
 
 def test_the_rule_itself_tells_up_from_down() -> None:
-    assert violations("functional", {"noise", "threshold.reference"}) == []
-    assert violations("threshold.reference", {"noise", "functional"}) == ["functional"]
-    assert violations("special", {"special", "__init__"}) == ["__init__"]
+    assert violations("functional", {"noise", "engine.argmax.reference"}) == []
+    assert violations("engine.argmax.reference", {"noise", "functional"}) == ["functional"]
+    assert violations("engine.argmax.reference", {"engine.ranking.multipole"}) == ["engine.ranking.multipole"]
+    assert violations("maths.special", {"maths.special", "__init__"}) == ["__init__"]
     assert resolve("noise.Normal") == "noise"
     assert resolve("AccuracyLoss") == "__init__"
 
@@ -139,7 +156,7 @@ def test_importing_the_core_loads_no_heavy_package() -> None:
 
 @pytest.mark.parametrize("module", [module for module in FILES if entry(module) != "__main__"])
 def test_every_name_in_all_exists(module: str) -> None:
-    if module == "threshold.cuda":
+    if module == "engine.argmax.kernels.cuda":
         pytest.importorskip("triton", reason="triton is not installed")
     imported = importlib.import_module(PACKAGE if module == "__init__" else f"{PACKAGE}.{module}")
     names = getattr(imported, "__all__", [])

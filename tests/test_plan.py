@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lossmith.compare.candidates import CANDIDATES, SHARED_GRID
+from lossmith.catalogue import CANDIDATES, SHARED_GRID
 from lossmith.compare.plan import Cell, Plan
 from lossmith.data import Dataset, load
 from lossmith.errors import InputError

@@ -6,8 +6,8 @@ import torch
 
 import oracles
 from cases import BY_NAME, EACH, random_scores, tensor
+from lossmith.engine.argmax.topk import log_tails
 from lossmith.noise import Noise
-from lossmith.threshold.rank import log_tails
 
 # From thresholds that all rivals exceed to those that none does; for normals as far as either tail is a float.
 THRESHOLDS = {"normal": [-6.0, -1.0, 0.3, 2.0, 9.0, 20.0], "uniform": [-1.4, 0.05, 0.3, 0.9, 1.3]}
@@ -48,5 +48,5 @@ def test_blocks_of_thresholds_change_nothing(noise: Noise, monkeypatch: pytest.M
         return [below, above, torch.autograd.grad(total, rivals)[0]]
 
     whole = run()
-    monkeypatch.setattr("lossmith.threshold.rank.BUDGET", 1)
+    monkeypatch.setattr("lossmith.engine.argmax.topk.BUDGET", 1)
     torch.testing.assert_close(run(), whole, rtol=1e-12, atol=1e-14)

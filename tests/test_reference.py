@@ -13,8 +13,8 @@ from torch import Tensor
 
 import oracles
 from cases import BY_NAME, EACH, gradient, random_scores, tensor
+from lossmith.engine.argmax import reference
 from lossmith.noise import Exponential, Noise, Normal
-from lossmith.threshold import reference
 
 INF = math.inf
 MIXED = [  # (the target's score, (score, count) of its rivals)

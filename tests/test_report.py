@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from lossmith.catalogue import CANDIDATES
 from lossmith.compare import report
-from lossmith.compare.candidates import CANDIDATES
 from lossmith.compare.plan import Plan
 from lossmith.compare.run import run
 from lossmith.compare.statistics import Summary, summarize

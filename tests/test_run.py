@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from lossmith import cli
+from lossmith.catalogue import CANDIDATES
 from lossmith.compare import run as running
-from lossmith.compare.candidates import CANDIDATES
 from lossmith.compare.plan import Cell, Plan
 from lossmith.compare.store import open_store
 from lossmith.data import Dataset, load

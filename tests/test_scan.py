@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cases import tensor
-from lossmith.scan import BLOCK, decayed_cumsum
+from lossmith.maths.scan import BLOCK, decayed_cumsum
 
 
 def double_loop(terms: np.ndarray[Any, Any], level: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

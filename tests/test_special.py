@@ -7,7 +7,7 @@ from mpmath import mp, mpf
 
 import oracles
 from cases import tensor
-from lossmith.special import (
+from lossmith.maths.special import (
     inverse_mills,
     leader_from_rivals,
     log1mexp,

@@ -10,8 +10,19 @@ from matplotlib import image
 from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.stats import norm
 
-from lossmith.toy import figure
-from lossmith.toy.optima import FIVE, LOSSES, THREE, Points, accuracy, best_accuracy, critical_scale, optimum, risk, study_one
+from lossmith.experiments.toy import figure
+from lossmith.experiments.toy.optima import (
+    FIVE,
+    LOSSES,
+    THREE,
+    Points,
+    accuracy,
+    best_accuracy,
+    critical_scale,
+    optimum,
+    risk,
+    study_one,
+)
 
 # Losses of the signed score y·f, by hand. With two classes the lead of normal noise has the variance 2.
 BY_HAND = {

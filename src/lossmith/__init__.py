@@ -1,7 +1,8 @@
 """Train the metric you report: losses that are the metric itself, made smooth exactly."""
 
 from lossmith import functional, heads, noise, surrogates, training
-from lossmith.choice import PerturbedArgmax
+from lossmith.distribution import PerturbedArgmax
+from lossmith.engine.runtime.select import last_kernel, use_kernel
 from lossmith.errors import InputError
 from lossmith.losses import (
     AccuracyLoss,
@@ -16,7 +17,6 @@ from lossmith.losses import (
     metric,
 )
 from lossmith.recipe import check_recipe
-from lossmith.threshold.select import last_kernel, use_kernel
 
 __version__ = "0.1.0"
 __all__ = [

@@ -129,7 +129,7 @@ def toy(out: str, as_json: bool) -> None:
     f(x) = k (x − b) decides by its sign. Three points can be separated, for 0 < b < 0.25; of the five points of the
     second set at most four can be right. Takes about a minute.
     """
-    from lossmith.toy import figure, optima
+    from lossmith.experiments.toy import figure, optima
 
     folder = Path(out)
     try:
@@ -179,7 +179,7 @@ def accuracy(noises: tuple[str, ...], classes: tuple[int, ...], topk: bool, as_j
     --classes 10 takes half a minute, everything half an hour, most of it for 50,000 classes. Exit code 1 if an error exceeds
     what is promised.
     """
-    from lossmith.bench import accuracy as study
+    from lossmith.bench import numerics as study
 
     groups = study.select(noises, classes, topk)
     with _progress("accuracy", len(groups)) as show:
@@ -206,7 +206,7 @@ def kernels(classes: tuple[int, ...], noise: str, rivals: tuple[str, ...], plot:
     multiples of the scores'. Takes some seconds a batch; without --classes, further batches show how time grows with rows.
     """
     from lossmith import noise as noises
-    from lossmith.bench import kernels as study
+    from lossmith.bench import speed_argmax as study
 
     try:
         noises.get(noise)
@@ -236,7 +236,7 @@ def auc(sizes: tuple[int, ...], as_json: bool) -> None:
 
     They take turns; times are medians (20 % to 80 %) in milliseconds. Takes half a minute.
     """
-    from lossmith.bench import auc as study
+    from lossmith.bench import speed_auc as study
 
     counts = sizes or study.SIZES
     if min(counts) < 2:

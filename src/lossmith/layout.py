@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from lossmith.checks import check_device, check_score_values, check_scores, check_target, check_tensors, has_values
+from lossmith.inputs import check_device, check_score_values, check_scores, check_target, check_tensors, has_values
 
 Reduction = Literal["mean", "sum", "none"]
 Forward = TypeVar("Forward", bound=Callable[..., Tensor])

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lossmith.errors import near
-from lossmith.scan import decayed_cumsum
-from lossmith.special import (
+from lossmith.maths.scan import decayed_cumsum
+from lossmith.maths.special import (
     LOG_2,
     SQRT_2,
     leader_from_rivals,

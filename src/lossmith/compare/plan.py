@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import StratifiedKFold
 
-from lossmith.compare.candidates import BASELINE, CANDIDATES, SHARED_GRID
+from lossmith.catalogue import BASELINE, CANDIDATES, SHARED_GRID
 from lossmith.compare.metrics import METRICS
 from lossmith.data import Dataset
 from lossmith.errors import InputError, near

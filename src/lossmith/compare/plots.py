@@ -11,11 +11,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lossmith.compare.candidates import BASELINE
+from lossmith.catalogue import BASELINE
 from lossmith.compare.statistics import Summary
 from lossmith.compare.store import Row
-from lossmith.toy.figure import COLOURS, risk_panel
-from lossmith.toy.optima import LOSSES
+from lossmith.experiments.toy.figure import COLOURS, risk_panel
+from lossmith.experiments.toy.optima import LOSSES
 
 OTHER = "#8c6d31"  # of a loss that has no colour in the toy
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lossmith.catalogue import BASELINE, CANDIDATES
 from lossmith.compare import plots
-from lossmith.compare.candidates import BASELINE, CANDIDATES
 from lossmith.compare.plan import Plan
 from lossmith.compare.statistics import Summary
 from lossmith.compare.store import Row

@@ -26,7 +26,7 @@ from skrub import StringEncoder, TableVectorizer
 from torch import Tensor, nn
 
 from lossmith import __version__
-from lossmith.compare.candidates import CANDIDATES, Settings
+from lossmith.catalogue import CANDIDATES, Settings
 from lossmith.compare.metrics import evaluate
 from lossmith.compare.plan import Cell, Indices, Plan
 from lossmith.compare.store import Row, Store

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lossmith.compare.candidates import BASELINE
+from lossmith.catalogue import BASELINE
 from lossmith.compare.store import Row
 
 

@@ -1,9 +1,9 @@
 """Losses that are the reported metric itself, made smooth: torch modules."""
 
 from lossmith.losses.accuracy import AccuracyLoss, BalancedAccuracyLoss, TopKAccuracyLoss
-from lossmith.losses.confusion import FBetaLoss, JaccardLoss, metric
 from lossmith.losses.cost import CostLoss
-from lossmith.losses.multilabel import SubsetAccuracyLoss
+from lossmith.losses.counts import FBetaLoss, JaccardLoss, metric
+from lossmith.losses.labels import SubsetAccuracyLoss
 from lossmith.losses.ranking import AUCLoss, AveragePrecisionLoss
 
 __all__ = [

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lossmith import distributed, functional
-from lossmith.checks import checked_rank, has_values
+from lossmith import functional
+from lossmith.inputs import checked_rank, has_values
 from lossmith.layout import Reduction, at, classes_last, in_full_precision, over_something
 from lossmith.losses.base import Over, SampleLoss
 from lossmith.noise import Noise
+from lossmith.parallel import classes as distributed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -196,7 +197,7 @@ class TopKAccuracyLoss(SampleLoss):
 
     Cost: see ``functional.topk_log_prob``, in plain torch and float64 on every device; class probabilities or label smoothing
     need every class as the target, and cost C times as much.
-    Source: for the tail of a Poisson binomial, see ``lossmith.threshold.rank``.
+    Source: for the tail of a Poisson binomial, see ``lossmith.engine.argmax.topk``.
 
     >>> TopKAccuracyLoss(2, q=0.0)(torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([1])).item() < 0.5
     True

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from lossmith import functional, groups
+from lossmith import functional
 from lossmith import noise as noises
-from lossmith.checks import has_values
+from lossmith.inputs import has_values
 from lossmith.layout import ClassificationLoss, Reduction, classes_last, in_full_precision, one_hot, over_something
 from lossmith.noise import Noise
+from lossmith.parallel import samples as groups
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lossmith import functional
-from lossmith.checks import has_values
+from lossmith.inputs import has_values
 from lossmith.layout import at, classes_last, in_full_precision, one_hot, over_something
 from lossmith.losses.base import MeanLoss, Over
 from lossmith.noise import Noise

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossmith.checks import checked_count, is_wrapped
+from lossmith.inputs import checked_count, is_wrapped
 
 
 class ScoreMemory(nn.Module):

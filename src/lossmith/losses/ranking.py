@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from lossmith import functional, groups
-from lossmith.checks import has_values
+from lossmith import functional
+from lossmith.engine.runtime import custom_op as opaque
+from lossmith.inputs import has_values
 from lossmith.layout import classes_last, in_full_precision, labels_last, one_hot, over_something
 from lossmith.losses.base import MetricLoss
 from lossmith.losses.memory import ScoreMemory
 from lossmith.noise import Noise
-from lossmith.threshold import opaque
+from lossmith.parallel import samples as groups
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

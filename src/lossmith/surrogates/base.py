@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossmith.checks import has_values
 from lossmith.functional import standardize_scores
+from lossmith.inputs import has_values
 from lossmith.layout import ClassificationLoss, classes_last, in_full_precision
 
 # Stands for −inf where terms are left out of a log-sum-exp: the gradient of one over nothing but −inf is nan, this one's is 0.

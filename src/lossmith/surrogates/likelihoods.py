@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossmith.qlog import neg_log_q
+from lossmith.maths.qlog import neg_log_q
 from lossmith.surrogates.base import IndexLoss, own_log_prob, positive
 
 

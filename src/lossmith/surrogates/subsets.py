@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lossmith.checks import checked_count, checked_rank
+from lossmith.inputs import checked_count, checked_rank
 from lossmith.surrogates.base import ABSENT, IndexLoss
 
 

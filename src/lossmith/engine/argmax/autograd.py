@@ -1,0 +1,388 @@
+r"""log P(the target wins) by whichever kernel serves, with its derivatives, in eager mode, under torch.func and compiled.
+
+In eager mode the kernels for CPU and GPU stand in functions of torch.autograd. Compiled, whatever runs stands behind one opaque
+operator, ``lossmith::argmax_log_prob``. Second derivatives are the reference's.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lossmith import noise as noises
+from lossmith.engine.argmax import reference
+from lossmith.engine.runtime.select import broken, choose, fast_kernel, obstacle, record, tables_of
+from lossmith.engine.runtime.threads import announced, apart, run_team
+from lossmith.inputs import check_score_values, check_target_values, is_wrapped
+from lossmith.noise import Noise
+
+NO_TARGET = -(1 << 63)  # as the target to ignore: none
+STATUS, COLUMNS, DONE, SURE, HARD = 5, 6, 0, 1, 3  # as in ``cpu`` and ``cuda``, which are loaded late
+WORTH = 1 << 13  # classes of all rows together that are worth a thread
+TURNS = 4  # in which a thread takes its rows
+MOST = 96  # thresholds of a row that are kept for backward
+MOST_WIDE = 192  # of other noise than normal
+
+
+def log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int = NO_TARGET) -> Tensor:
+    """log P(the target wins), one class a row; see ``reference.log_prob``.
+
+    Args:
+        scores: (rows, C), C ≥ 2, float32 or float64, not yet divided by the scale.
+        target: (rows,) int64.
+        scale: (1,) or (rows,), positive, of the scores' dtype and device.
+        noise: the distribution of ε.
+        ignored: a target that gives 0 and no gradient, whatever its row of scores holds.
+
+    Returns:
+        (rows,) log-probabilities, differentiable twice in scores and scale.
+
+    Raises:
+        ValueError: a kernel was asked for that cannot serve; a target out of range; NaN, +inf or nothing but −inf in a row (on
+            the CPU).
+    """
+    if torch.compiler.is_compiling():
+        return operator(scores, target, scale, noises.key(noise), ignored)[0]
+    # torch.func cannot look into the reference, but into a function of torch.autograd it does not look.
+    transformed = any(is_wrapped(x) for x in (scores, target, scale))
+    if choose(scores, noise) != "reference" or transformed:
+        # The function that torch.func can transform takes twice as long to call.
+        function = _Value if transformed else _PlainValue
+        log_p: Tensor = function.apply(scores, target, scale, noises.key(noise), ignored)[0]  # type: ignore[no-untyped-call]
+        return log_p
+    record("reference")
+    return _by_reference(scores, target, scale, noise, ignored)
+
+
+def _by_reference(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int) -> Tensor:
+    """The reference, with rows of its own only: those ignored are not looked at."""
+    keep = target != ignored
+    if not keep.all():
+        part = _by_reference(*_rows_of(keep, scores, target, scale), noise, ignored)
+        return scores.new_zeros(len(scores)).masked_scatter(keep, part)
+    check_target_values(target, scores.shape[-1])
+    check_score_values(scores)
+    centred = scores - scores.detach().amax(-1, keepdim=True)  # lest a small scale makes +inf of them
+    return reference.log_prob(centred / scale.unsqueeze(-1), target, noise)
+
+
+def _rows_of(mask: Tensor, scores: Tensor, target: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return scores[mask], target[mask], scale[mask] if len(scale) > 1 else scale
+
+
+# Value and gradient, as functions of tensors without a graph. What the value gives beside log p, the weights of the thresholds
+# (rows, MOST) and (rows, COLUMNS) integers, is what the gradient needs.
+
+
+def value(scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int) -> tuple[Tensor, Tensor, Tensor]:
+    """log p (rows,) and what ``gradient`` needs; ``noise`` is a ``noises.key``, the others as for ``log_prob``."""
+    return _value(scores, target, scale, noise, ignored, choose(scores, noises.by_key(noise)))[0]
+
+
+def _value(
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, kernel: str
+) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
+    """As ``value``, and whether rows were left to the reference."""
+    log_p, _, where = outputs = _outputs(scores, noise)
+    bad, hard = False, True
+    if kernel != "reference":
+        record(kernel)
+        try:
+            run = _cuda(scores.device).forward if kernel == "cuda" else _run_forward
+            bad, hard = run(scores, target, scale, noise, ignored, *outputs)
+        except Exception as error:  # whatever it is, there is another way, and the user learns of it
+            _give_up(kernel, error)
+            kernel = "reference"
+        if bad:
+            check_target_values(target, scores.shape[-1], ignored)
+            check_score_values(scores[target != ignored])
+    if kernel == "reference":
+        record("reference")
+        log_p.zero_()
+        where[:, STATUS] = torch.where(target == ignored, SURE, HARD)
+    if hard:
+        left = where[:, STATUS] == HARD
+        rows = _rows_of(left, scores, target, scale)
+        log_p.masked_scatter_(left, _by_reference(*rows, noises.by_key(noise), ignored))
+    return outputs, hard
+
+
+def _give_up(kernel: str, error: Exception) -> None:
+    broken[kernel] = f"{type(error).__name__}: {error}"
+    message = f"kernel {kernel!r} failed ({broken[kernel]}); the reference runs instead"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _outputs(scores: Tensor, noise: str) -> tuple[Tensor, Tensor, Tensor]:
+    rows, most = scores.shape[0], MOST if noise == "normal" else MOST_WIDE
+    return (
+        scores.new_empty(rows),
+        scores.new_zeros((rows, most), dtype=torch.float32),
+        scores.new_zeros((rows, COLUMNS), dtype=torch.int32),
+    )
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> Any:
+    """The module ``team``. Its first import on a machine compiles, which is announced; numba keeps the result on disk."""
+    with announced():
+        from lossmith.engine.argmax.kernels import cpu_entry as team
+    return team
+
+
+def _cuda(device: torch.device) -> Any:
+    """The module ``cuda``, which loads Triton; an error if it does not serve on the device."""
+    from lossmith.engine.argmax.kernels import cuda
+
+    cuda.check(device)
+    return cuda
+
+
+@lru_cache(maxsize=256)
+def _forward_slots(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
+    """What a job needs of the noise, and the arrays to keep alive for it."""
+    arrays = forward_arrays(noise, classes)
+    return _kernels().slots(arrays), arrays
+
+
+@lru_cache(maxsize=256)
+def forward_arrays(noise: str, classes: int) -> list[NDArray[Any]]:
+    """log F and log f, the lowest thresholds, the depths, and numbers: high, hopeless, sure, coarsest, guess, steepness."""
+    made = tables_of(noise)
+    assert made is not None
+    law, rivals = noises.by_key(noise), classes - 1
+    levels = torch.tensor([1 - 1 / classes, math.exp(-1 / rivals)], dtype=torch.float64, device="cpu")
+    highest_of_equals, edge = law.icdf(levels)
+    steepness = rivals * (law.log_prob(edge) - law.log_cdf(edge)).exp()
+    numbers = [made.high, made.hopeless, made.sure, made.coarsest, float(highest_of_equals), float(steepness)]
+    return [*flat_tables(noise)[:2], made.lowest, made.depth, np.array(numbers)]
+
+
+@lru_cache(maxsize=64)
+def _backward_slots(noise: str) -> tuple[NDArray[np.int64], Any]:
+    arrays = flat_tables(noise)[2:]
+    return _kernels().slots(arrays), arrays
+
+
+@lru_cache(maxsize=64)
+def flat_tables(noise: str) -> list[NDArray[np.float32]]:
+    """The tables of all levels, one after the other."""
+    made = tables_of(noise)
+    assert made is not None
+    kinds = made.log_cdf, made.log_prob, made.slope_by_cell, made.slope
+    return [np.concatenate([table.ravel() for table in levels]) for levels in kinds]
+
+
+def _run_forward(
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, *outputs: Tensor
+) -> tuple[bool, bool]:
+    """Whether a row was bad, and whether one is left to the reference."""
+    return _run(_kernels().forward_team, _forward_slots(noise, scores.shape[-1]), ignored, scores, target, scale, *outputs)
+
+
+def _run_backward(
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, upstream: Tensor, weights: Tensor, where: Tensor, grad: Tensor
+) -> None:
+    of_the_noise = _backward_slots(noise)
+    _run(_kernels().backward_team, of_the_noise, 0, scores, target, scale, upstream, weights, where, grad)
+
+
+def _run(function: Any, of_the_noise: tuple[NDArray[np.int64], Any], ignored: int, *tensors: Tensor) -> tuple[bool, bool]:
+    rows, classes = tensors[0].shape
+    size = max(1, min(torch.get_num_threads(), rows, rows * (classes + 64) // WORTH))
+    head = [0, -(-rows // (TURNS * size)), 0, 0, rows, classes, ignored]
+    flat = [tensor.contiguous() for tensor in tensors]  # outputs are that already
+    for tensor in flat:
+        head += (tensor.data_ptr(), tensor.numel())
+    job = np.concatenate([np.array(head, np.int64), of_the_noise[0]])
+    run_team(function.ctypes, function.address, job.ctypes.data, size)
+    _, _, bad, hard = job[:4].tolist()
+    return bad != 0, hard != 0
+
+
+def gradient(
+    scores: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    noise: str,
+    upstream: Tensor,
+    weights: Tensor,
+    where: Tensor,
+    hard: bool = True,
+) -> Tensor:
+    """Σ upstream · log p differentiated in the scores, (rows, C); not ``hard``: no row was left to the reference."""
+    grad, kernel = torch.empty_like(scores, memory_format=torch.contiguous_format), fast_kernel(scores)
+    served = not obstacle(kernel, scores, noises.by_key(noise))
+    if served:
+        try:
+            run = _cuda(scores.device).backward if kernel == "cuda" else _run_backward
+            run(scores, target, scale, noise, upstream, weights, where, grad)
+        except Exception as error:
+            _give_up(kernel, error)
+            served = False
+    if served and not hard:
+        return grad
+    left = where[:, STATUS] == HARD
+    if not served:
+        grad.zero_()
+        left |= where[:, STATUS] == DONE  # by a kernel that has failed since
+    if left.any():
+        rows = _rows_of(left, scores, target, scale)
+        grad[left] = apart(lambda: _differentiable(*rows, upstream[left], noise)[1].detach())
+    return grad
+
+
+def _differentiable(scores: Tensor, target: Tensor, scale: Tensor, upstream: Tensor, noise: str) -> tuple[list[Tensor], Tensor]:
+    """By the reference: scores, scale and upstream as leaves, and the gradient in the scores, differentiable in all three."""
+    leaves = [x.detach().clone().requires_grad_() for x in (scores, scale, upstream)]
+    log_p = _by_reference(leaves[0], target, leaves[1], noises.by_key(noise), NO_TARGET)
+    return leaves, torch.autograd.grad(log_p, leaves[0], leaves[2], create_graph=True)[0]
+
+
+def second(
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, upstream: Tensor, cotangent: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """⟨cotangent, gradient⟩ differentiated in scores, scale and upstream."""
+
+    def found() -> list[Tensor]:
+        leaves, grad = _differentiable(scores, target, scale, upstream, noise)
+        parts = torch.autograd.grad(grad, leaves, cotangent, allow_unused=True)
+        return [torch.zeros_like(leaf) if part is None else part for leaf, part in zip(leaves, parts, strict=True)]
+
+    one, two, three = apart(found)
+    return one, two, three
+
+
+def _scale_gradient(grad: Tensor, scores: Tensor, scale: Tensor) -> Tensor:
+    """log p depends on differences of z over σ: ∂/∂σ = −Σ_j (∂/∂z_j) z_j / σ, with z measured from the row's highest."""
+    lead = scores - scores.detach().amax(-1, keepdim=True)
+    lead = torch.where(grad == 0, 0.0, lead)  # a removed class, at −inf, has none
+    each = -(grad * lead).sum(-1) / scale
+    return each if scale.shape == each.shape else each.sum(-1, keepdim=True)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """What the backward of ``value`` needs."""
+    scores, target, scale, ctx.noise, _ = inputs
+    ctx.save_for_backward(scores, target, scale, *output[1:])
+
+
+def _of_inputs(ctx: Any, grad: Tensor, scores: Tensor, scale: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients in the five inputs of ``value``, from that in the scores."""
+    return grad, None, _scale_gradient(grad, scores, scale) if ctx.needs_input_grad[2] else None, None, None
+
+
+# Eager mode: functions of torch.autograd, which torch.func can transform.
+
+
+class _PlainValue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        scores, target, scale, noise, ignored = inputs
+        output, ctx.hard = _value(scores, target, scale, noise, ignored, fast_kernel(scores))
+        _Value.setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
+        scores, target, scale, *kept = ctx.saved_tensors
+        inputs = scores, target, scale, ctx.noise, upstream, *kept, ctx.hard
+        twice = torch.is_grad_enabled()  # create_graph=True
+        grad = _PlainGradient.apply(*inputs) if twice else gradient(*inputs)  # type: ignore[no-untyped-call]
+        return _of_inputs(ctx, grad, scores, scale)
+
+
+class _Value(torch.autograd.Function):
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return value(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _save(ctx, inputs, output)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
+        scores, target, scale, *kept = ctx.saved_tensors
+        grad = _Gradient.apply(scores, target, scale, ctx.noise, upstream, *kept, True)  # type: ignore[no-untyped-call]
+        return _of_inputs(ctx, grad, scores, scale)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        return _by_merging(_Value, info.batch_size, in_dims, inputs)
+
+
+class _PlainGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = gradient(*inputs)
+        _Gradient.setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        return _Gradient.backward(ctx, cotangent)
+
+
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return gradient(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        scores, target, scale, ctx.noise, upstream, *_ = inputs
+        ctx.save_for_backward(scores, target, scale, upstream)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        scores, target, scale, upstream = ctx.saved_tensors
+        in_scores, in_scale, in_upstream = second(scores, target, scale, ctx.noise, upstream, cotangent)
+        return in_scores, None, in_scale, None, in_upstream, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        return _by_merging(_Gradient, info.batch_size, in_dims, inputs)
+
+
+def _by_merging(function: Any, size: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+    """vmap: rows are independent, so those of all batches go as one; a scale for all becomes one for each row."""
+    rows = inputs[0].movedim(in_dims[0], 0).shape[1] if in_dims[0] is not None else len(inputs[0])
+    merged = []
+    for place, (x, dim) in enumerate(zip(inputs, in_dims, strict=True)):
+        if isinstance(x, Tensor):
+            x = x.movedim(dim, 0) if dim is not None else x.expand(size, *x.shape)
+            x = (x.expand(size, rows) if place == 2 else x).reshape(size * rows, *x.shape[2:])
+        merged.append(x)
+    outputs = function.apply(*merged)
+    if isinstance(outputs, Tensor):
+        return outputs.unflatten(0, (size, rows)), 0
+    return tuple(x.unflatten(0, (size, rows)) for x in outputs), (0,) * len(outputs)
+
+
+# torch.compile and torch.export: opaque operators.
+
+
+operator = torch.library.custom_op("lossmith::argmax_log_prob", value, mutates_args=())
+_gradient_operator = torch.library.custom_op("lossmith::argmax_log_prob_gradient", gradient, mutates_args=())
+operator.register_fake(lambda scores, target, scale, noise, ignored: _outputs(scores, noise))
+_gradient_operator.register_fake(
+    lambda scores, *others, **options: torch.empty_like(scores, memory_format=torch.contiguous_format)
+)
+
+
+def _operator_backward(ctx: Any, upstream: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
+    scores, target, scale, *kept = ctx.saved_tensors
+    return _of_inputs(ctx, _gradient_operator(scores, target, scale, ctx.noise, upstream, *kept), scores, scale)
+
+
+operator.register_autograd(_operator_backward, setup_context=_save)

@@ -1,0 +1,1 @@
+"""P(the target wins) where the classes lie on several ranks."""

@@ -1,0 +1,1 @@
+"""Sums over all pairs of scores: expected AUC, average precision."""

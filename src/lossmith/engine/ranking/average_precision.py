@@ -1,0 +1,253 @@
+r"""Average precision as one integral over the threshold.
+
+With scores x in units of the noise, S = 1 − F, and N⁺(u), N⁻(u), N(u) the expected numbers of positives, negatives and all
+above u, the precision at the threshold u that a positive i just passes, itself counted and the others expected, is
+(1 + N⁺_i(u)) / (1 + N_i(u)), where N_i leaves out S(u − x_i). Since 1 + N_i = N + F(u − x_i),
+
+    AP = 1 − mean_{i pos} ∫ f(u − x_i) N⁻(u) / (N(u) + F(u − x_i)) du.                                          (1)
+
+The integrals share one set of Gauss–Legendre panels, since N does. It covers what f reaches from the positives. Where the
+tails of the noise are algebraic, panels grow with their distance to the nearest score. Where the density has kinks, panels end
+at every kink of every score, and are halved where N falls steeply. Many scores on a few units of a smooth noise are first
+condensed: (1) is analytic in each score, and 16 Chebyshev points with weights stand for all the scores in a panel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lossmith.engine.ranking import multipole as pairs
+from lossmith.engine.ranking.multipole import TERMS, Panels, Weighted, from_values, gauss, nodes, total
+from lossmith.noise import Noise
+
+NODES = 16  # a panel
+FEW_NODES = 4  # a panel between kinks close to each other
+NOTHING = 1e-20  # a tail that even a million of them leave below rounding
+HEAVY = 256  # panels within reach, from where on they grow with the distance
+GROWTH = 4  # such a panel is at least so many times its width from the nearest score
+STEEP, FLAT = 4.0, 1.05  # how much 1 + N falls over a panel: at most, and so little that few nodes do
+SIDE = 1e-13  # so far from a kink is beside it
+BLOCK = 1 << 20  # elements at a time; each block is computed again in backward
+
+
+class Points(NamedTuple):
+    """Scores in units of the noise, ascending, and how many positives and negatives each stands for; all (n,) float64."""
+
+    x: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+
+class Reach(NamedTuple):
+    """The noise lies between −left and right but for a part of ``NOTHING``, around its median."""
+
+    left: float
+    right: float
+    centre: float
+
+
+class Intervals(NamedTuple):
+    """Panels, ascending: ends (p,), and how many edges of the first cut lie at or before the left one, (p,) int64."""
+
+    left: Tensor
+    right: Tensor
+    order: Tensor
+
+    def where(self, chosen: Tensor) -> Intervals:
+        return Intervals(self.left[chosen], self.right[chosen], self.order[chosen])
+
+
+def average_precision(x: Tensor, positive: Tensor, noise: Noise) -> Tensor:
+    """(1) for scores (n,) float64 in units of the noise and their labels (n,) bool, a scalar; differentiable twice."""
+    x, order = x.sort(stable=True)
+    positives = positive[order].to(x)
+    points, reach = Points(x, positives, 1 - positives), _reach(noise)
+    if noise.kinks:
+        cut, ranks = _cut_at_kinks(points, noise, reach, _cells(points, pairs.unit(noise) / 2, reach))
+        flat, rest = _refined(points, noise, reach, cut)
+        lost = _lost(points, noise, reach, flat, FEW_NODES, ranks) + _lost(points, noise, reach, rest, NODES, ranks)
+    else:
+        width = pairs.panel_width(noise)
+        points = _condensed(points, width / 4)
+        lost = _lost(points, noise, reach, _cells(points, width, reach), NODES)
+    return 1 - lost / total(points.positives)
+
+
+def _condensed(points: Points, width: float) -> Points:
+    """The Chebyshev points of the occupied panels for the scores in them, where that is fewer."""
+    positives = Panels.of(Weighted(points.x, points.positives), width)
+    if len(positives.place) * TERMS >= len(points.x):
+        return points
+    negatives = Panels.of(Weighted(points.x, points.negatives), width)
+    ascending = nodes(TERMS).to(points.x).flip(0)
+    x = width * (positives.place.unsqueeze(-1) + (1 + ascending) / 2)
+    to_weights = from_values(TERMS).to(points.x).flip(1)
+    return Points(x.flatten(), (positives.moments @ to_weights).flatten(), (negatives.moments @ to_weights).flatten())
+
+
+@lru_cache(maxsize=64)
+def _reach(noise: Noise) -> Reach:
+    centre = pairs.median(noise)
+    left = _first_nothing(lambda far: noise.log_cdf(centre - far), pairs.unit(noise))
+    right = _first_nothing(lambda far: noise.log_sf(centre + far), pairs.unit(noise))
+    return Reach(left - centre, right + centre, centre)
+
+
+def _first_nothing(log_tail: Callable[[Tensor], Tensor], unit: float) -> float:
+    """Where a tail falls below ``NOTHING``, or little beyond."""
+
+    def is_nothing(far: float) -> bool:
+        return float(log_tail(torch.tensor(far, dtype=torch.float64, device="cpu"))) < math.log(NOTHING)
+
+    low, high = 0.0, unit
+    while not is_nothing(high) and high < 1e300:
+        low, high = high, 2 * high
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_nothing(middle) else (middle, high)
+    return high
+
+
+# Panels
+
+
+def _cells(points: Points, width: float, reach: Reach) -> Intervals:
+    """Dyadic panels, constants for differentiation, wherever a positive reaches."""
+    scores = points.x.detach()
+    positives = scores[points.positives.detach() != 0]
+    graded = reach.left + reach.right > HEAVY * width
+    low, high = float(positives[0]) - reach.left, float(positives[-1]) + reach.right
+    size = width * 2.0 ** max(0, math.ceil(math.log2((high - low) / width)))
+    left = size * torch.arange(math.floor(low / size), math.floor(high / size) + 1, dtype=torch.float64, device=scores.device)
+    found: list[tuple[Tensor, Tensor]] = []
+    while len(left):
+        reached = torch.searchsorted(positives, left + (size + reach.left), right=True)
+        left = left[reached > torch.searchsorted(positives, left - reach.right)]
+        fits = torch.full_like(left, size <= width, dtype=torch.bool)
+        if graded:
+            fits |= _distance(left, left + size, scores + reach.centre) >= GROWTH * size
+        found.append((left[fits], left[fits] + size))
+        left = left[~fits]
+        size /= 2
+        left = torch.cat([left, left + size])
+    left, order = torch.cat([start for start, _ in found]).sort()
+    return Intervals(left, torch.cat([end for _, end in found])[order], torch.arange(len(left), device=left.device))
+
+
+def _distance(left: Tensor, right: Tensor, scores: Tensor) -> Tensor:
+    """From each interval to the nearest score."""
+    after = torch.searchsorted(scores, left)
+    following = scores[after.clamp_max(len(scores) - 1)]
+    ahead = torch.where(after < len(scores), (following - right).clamp_min(0), math.inf)
+    behind = torch.where(after > 0, left - scores[(after - 1).clamp_min(0)], math.inf)
+    return torch.minimum(ahead, behind)
+
+
+def _cut_at_kinks(points: Points, noise: Noise, reach: Reach, cells: Intervals) -> tuple[Intervals, Tensor]:
+    """Panels that end at every kink of every score and move with it, and the ranks (n, kinks) of the kinks among the edges."""
+    kinks = (points.x.unsqueeze(-1) + points.x.new_tensor(noise.kinks)).flatten()
+    edges, source = torch.cat([torch.unique(torch.cat([cells.left, cells.right])), kinks]).sort(stable=True)
+    index = torch.arange(len(edges), device=edges.device)
+    rank = torch.empty_like(index).scatter_(0, source, index)[-len(kinks) :].view(-1, len(noise.kinks))
+    cut = Intervals(edges[:-1], edges[1:], index[:-1])
+    first, last = _window(cut, points.x.detach()[points.positives != 0], reach)
+    return cut.where(last > first), rank
+
+
+def _refined(points: Points, noise: Noise, reach: Reach, cut: Intervals) -> tuple[Intervals, Intervals]:
+    """Panels halved until 1 + N falls by no more than ``STEEP`` over each: those on which it is flat, and the rest."""
+    flat, rest = [], []
+    narrow = pairs.unit(noise) / 64
+    while len(cut.left):
+        at_left, at_right = (1 + _count(points, noise, reach, edge.detach()) for edge in (cut.left, cut.right))
+        middle = (cut.left + cut.right) / 2
+        is_flat = (at_left <= FLAT * at_right) & ((cut.right - cut.left).detach() <= narrow)
+        # Far from 0 an edge has few digits, and a panel of one unit in the last place has no middle.
+        is_steep = (at_left > STEEP * at_right) & (cut.left < middle) & (middle < cut.right)
+        flat.append(cut.where(is_flat))
+        rest.append(cut.where(~is_flat & ~is_steep))
+        steep, middle = cut.where(is_steep), middle[is_steep]
+        cut = _joined([Intervals(steep.left, middle, steep.order), Intervals(middle, steep.right, steep.order)])
+    return _joined(flat), _joined(rest)
+
+
+def _joined(parts: list[Intervals]) -> Intervals:
+    return Intervals(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+# Sums over panels and the scores that have something there
+
+
+def _window(panels: Intervals, scores: Tensor, reach: Reach) -> tuple[Tensor, Tensor]:
+    """First and last (exclusive) index into the ascending scores whose noise reaches into each panel, (p,)."""
+    first = torch.searchsorted(scores, panels.left.detach() - reach.right)
+    return first, torch.searchsorted(scores, panels.right.detach() + reach.left, right=True)
+
+
+def _lost(points: Points, noise: Noise, reach: Reach, panels: Intervals, count: int, ranks: Tensor | None = None) -> Tensor:
+    """Σ_i of the integral in (1) over these panels, with ``count`` nodes each."""
+    first, last = _window(panels, points.x.detach(), reach)
+    above = torch.nn.functional.pad(torch.stack([points.positives, points.negatives]).flip(1).cumsum(1), (1, 0)).flip(1)
+
+    def block(chosen: Tensor) -> Tensor:
+        part = panels.where(chosen)
+        panel, point = _pairs(first[chosen], last[chosen])
+        within, du = gauss(torch.stack([torch.zeros_like(part.left), part.right - part.left], -1), count)
+        # From the left end, which is near: far from 0, u itself has few digits within a panel.
+        e = (part.left[panel] - points.x[point]).unsqueeze(-1) + within[panel]
+        if ranks is not None:
+            e = _on_their_side(e, part.order[panel], ranks[point], noise.kinks)
+        survival = noise.log_sf(e).exp()
+        positives, negatives = (
+            beyond[last[chosen]].unsqueeze(-1) + _by_panel(weight[point].unsqueeze(-1) * survival, panel, len(chosen))
+            for beyond, weight in zip(above, points[1:], strict=True)
+        )
+        share = negatives[panel] / ((positives + negatives)[panel] + (1 - survival))
+        density = noise.log_prob(e).exp() * points.positives[point].unsqueeze(-1)
+        return total(density * share * du[panel])
+
+    work = (last - first).cumsum(0) * count // BLOCK
+    sizes = torch.unique_consecutive(work, return_counts=True)[1].tolist()
+    blocks = torch.arange(len(work), device=work.device).split(sizes)
+    lost = [checkpoint(block, chosen, use_reentrant=False) for chosen in blocks]
+    return torch.stack(lost).sum() if lost else points.x.new_zeros(())
+
+
+def _count(points: Points, noise: Noise, reach: Reach, u: Tensor) -> Tensor:
+    """N(u), (p,), without a gradient."""
+    first, last = _window(Intervals(u, u, u), points.x.detach(), reach)
+    counts = []
+    work = (last - first).cumsum(0) // BLOCK
+    for chosen in torch.arange(len(u), device=u.device).split(torch.unique_consecutive(work, return_counts=True)[1].tolist()):
+        place, point = _pairs(first[chosen], last[chosen])
+        e = u[chosen][place] - points.x.detach()[point]
+        counts.append(_by_panel(noise.log_sf(e).exp().unsqueeze(-1), place, len(chosen)).squeeze(-1))
+    return torch.cat(counts) + (len(points.x) - last)
+
+
+def _pairs(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Every panel with every score in its window: indices of panels and of scores, (pairs,)."""
+    sizes = last - first
+    panel = torch.repeat_interleave(sizes)
+    offset = first - (sizes.cumsum(0) - sizes)
+    return panel, torch.arange(len(panel), device=panel.device) + offset[panel]
+
+
+def _by_panel(values: Tensor, panel: Tensor, panels: int) -> Tensor:
+    """Sums over the pairs of each panel, (panels, nodes)."""
+    return values.new_zeros(panels, values.shape[-1]).index_put((panel,), values, accumulate=True)
+
+
+def _on_their_side(e: Tensor, order: Tensor, rank: Tensor, kinks: tuple[float, ...]) -> Tensor:
+    """e kept on the side of each kink that its panel is on: rounding, and panels of no width between ties, must not cross."""
+    for kink, mine in zip(kinks, rank.unbind(-1), strict=True):
+        beyond = (order >= mine).unsqueeze(-1)
+        e = torch.where(beyond, e.clamp_min(kink + SIDE), e.clamp_max(kink - SIDE))
+    return e

@@ -1,0 +1,1 @@
+"""Expected AUC on the CPU, compiled by numba."""

@@ -1,0 +1,146 @@
+"""Functions whose course depends on their numbers, each behind one operator that nothing looks into.
+
+There is one for ``torch.compile``, and one for ``torch.func``, whose vmap makes the evaluations one after the other. The
+gradient is that of a second evaluation. Second derivatives are for eager mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lossmith import noise as noises
+from lossmith.engine.runtime.threads import apart
+from lossmith.inputs import is_wrapped
+from lossmith.noise import Noise
+
+Function = Callable[[Sequence[Tensor], Noise, float], Tensor]
+
+
+class _Entry(NamedTuple):
+    function: Function
+    like: Callable[[Sequence[Tensor]], Tensor]
+
+
+_entries: dict[str, _Entry] = {}
+
+
+def register(name: str, function: Function, like: Callable[[Sequence[Tensor]], Tensor]) -> Callable[..., Tensor]:
+    """What to call in place of ``function``.
+
+    Args:
+        name: of the function, once in the library.
+        function: of tensors, a noise and a number; differentiable in the floating-point ones.
+        like: an empty tensor of the result's shape, dtype and device, from the tensors alone.
+
+    Returns:
+        A function of (tensors, noise, number): ``function`` itself in eager mode, elsewhere an operator.
+    """
+    _entries[name] = _Entry(function, like)
+
+    def call(tensors: Sequence[Tensor], noise: Noise, number: float = 0.0) -> Tensor:
+        if torch.compiler.is_compiling():
+            return operator(name, list(tensors), noises.key(noise), number)
+        if any(is_wrapped(x) for x in tensors):
+            return _Value.apply(name, noises.key(noise), number, *tensors)  # type: ignore[no-untyped-call]
+        return function(tensors, noise, number)
+
+    return call
+
+
+def _evaluate(name: str, tensors: Sequence[Tensor], noise: str, number: float) -> Tensor:
+    """A registered function's value."""
+    return _entries[name].function(tensors, noises.by_key(noise), number).clone()
+
+
+def _differentiate(name: str, tensors: Sequence[Tensor], noise: str, number: float, upstream: Tensor) -> list[Tensor]:
+    """upstream · value, differentiated in each tensor; zeros for what is not floating point."""
+
+    def found() -> list[Tensor]:
+        leaves = [x.detach().requires_grad_() if x.is_floating_point() else x for x in tensors]
+        with torch.enable_grad():
+            value = _entries[name].function(leaves, noises.by_key(noise), number)
+        if not value.requires_grad:  # it depends on none of them here
+            return [torch.zeros_like(x) for x in tensors]
+        asked = [x for x in leaves if x.requires_grad]
+        parts = iter(torch.autograd.grad(value, asked, upstream, allow_unused=True, materialize_grads=True))
+        return [next(parts).clone() if x.requires_grad else torch.zeros_like(x) for x in leaves]
+
+    return apart(found)
+
+
+# torch.compile
+
+
+operator = torch.library.custom_op("lossmith::evaluate", _evaluate, mutates_args=())
+_gradients = torch.library.custom_op("lossmith::evaluate_gradients", _differentiate, mutates_args=())
+operator.register_fake(lambda name, tensors, noise, number: _entries[name].like(tensors))
+_gradients.register_fake(lambda name, tensors, *others: [torch.empty_like(x) for x in tensors])
+
+
+def _save(ctx: object, inputs: tuple[str, Sequence[Tensor], str, float], output: Tensor) -> None:
+    ctx.name, tensors, ctx.noise, ctx.number = inputs  # type: ignore[attr-defined]
+    ctx.save_for_backward(*tensors)  # type: ignore[attr-defined]
+
+
+def _backward(ctx: object, upstream: Tensor) -> tuple[None, list[Tensor | None], None, None]:
+    tensors = ctx.saved_tensors  # type: ignore[attr-defined]
+    parts = _gradients(ctx.name, list(tensors), ctx.noise, ctx.number, upstream)  # type: ignore[attr-defined]
+    return None, [part if x.is_floating_point() else None for part, x in zip(parts, tensors, strict=True)], None, None
+
+
+operator.register_autograd(_backward, setup_context=_save)
+
+
+# torch.func, which transforms no operator with a gradient of its own
+
+
+class _Value(torch.autograd.Function):
+    @staticmethod
+    def forward(name: str, noise: str, number: float, *tensors: Tensor) -> Tensor:
+        return _evaluate(name, tensors, noise, number)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.name, ctx.noise, ctx.number, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        parts = _Gradients.apply(ctx.name, ctx.noise, ctx.number, upstream, *tensors)  # type: ignore[no-untyped-call]
+        return None, None, None, *(part if x.is_floating_point() else None for part, x in zip(parts, tensors, strict=True))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        return torch.stack(_one_by_one(_Value, info, in_dims, inputs)), 0
+
+
+class _Gradients(torch.autograd.Function):
+    @staticmethod
+    def forward(name: str, noise: str, number: float, upstream: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_differentiate(name, tensors, noise, number, upstream))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.name = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> None:
+        raise NotImplementedError(
+            f"{ctx.name}: expected first derivatives only under torch.func; take second ones in eager mode"
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        parts = [torch.stack(each) for each in zip(*_one_by_one(_Gradients, info, in_dims, inputs), strict=True)]
+        return tuple(parts), (0,) * len(parts)
+
+
+def _one_by_one(function: Any, info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> list[Any]:
+    """The function of each element of a batch."""
+    pairs = list(zip(inputs, in_dims, strict=True))
+    return [function.apply(*(x if dim is None else x.select(dim, i) for x, dim in pairs)) for i in range(info.batch_size)]

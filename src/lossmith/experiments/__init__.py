@@ -1,0 +1,1 @@
+"""Studies: each a grid and a page."""

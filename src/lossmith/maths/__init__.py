@@ -1,0 +1,1 @@
+"""Mathematics without the library: special functions, scans, the q-logarithm."""

@@ -1,0 +1,1 @@
+"""Work that several ranks share: samples (process_group) and classes (class_group)."""

@@ -1,1 +1,0 @@
-"""The engine: a metric of the noisy classifier as one integral over a threshold."""
