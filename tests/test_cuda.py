@@ -20,7 +20,7 @@ from torch import Tensor
 import lossmith
 from lossmith import AccuracyLoss
 from lossmith.engine.argmax import autograd as argmax
-from lossmith.engine.argmax import reference
+from lossmith.engine.argmax import dispatch, reference
 from lossmith.engine.runtime import select
 from lossmith.functional import argmax_log_prob
 from lossmith.noise import Custom, Logistic, Noise, Normal
@@ -362,8 +362,8 @@ def test_a_request_on_the_cpu_names_what_can_serve() -> None:
 
 
 def test_without_triton_the_obstacle_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "interpreted", lambda: True)
-    monkeypatch.setattr(select, "_has_triton", lambda: False)
+    monkeypatch.setattr(dispatch, "interpreted", lambda: True)
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
     scores, target = scores_of(2, 4, 1.0)
     message = r"^kernel: 'cuda' cannot serve this call \(triton is not installed\); expected one of: cpu, reference$"
     with pytest.raises(ValueError, match=message), lossmith.use_kernel("cuda"):

@@ -89,7 +89,7 @@ def argmax_log_prob(
     1e-5 relative, for C from 2 to 50,000 and leads to ±50 scales, every noise (``lossmith bench accuracy``).
     Cost: float32 and half types on the CPU, smooth noise with light tails: two passes over the scores and some microseconds a
     row (``engine/argmax/kernels/cpu.py``); on CUDA GPUs the same rows have a kernel that was not measured on one yet
-    (``engine/argmax/kernels/cuda.py``). Otherwise some 500 · C evaluations of log F a row in float64, 300 · C in float32, and twice
+    (``kernels/cuda.py``). Otherwise some 500 · C evaluations of log F a row in float64, 300 · C in float32, and twice
     a third of that for the gradient; several times that with Student's t, and with kinks near each other.
     Source: the multinomial probit (Thurstone 1927); as a training objective, Karpukhin, Dereka & Kolesnikov, "EXACT: How
     to train your accuracy", 2022.

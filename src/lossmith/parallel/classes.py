@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from lossmith.engine.argmax.autograd import HARD, STATUS
+from lossmith.engine.argmax.dispatch import choose
 from lossmith.engine.argmax.sharded import exchange as sharded_rows
 from lossmith.engine.argmax.sharded import plain as sharded
-from lossmith.engine.runtime.select import broken, choose, record
+from lossmith.engine.runtime.select import broken, record
 from lossmith.inputs import check_score_values, check_scores, check_target_type, check_target_values, checked_scale
 from lossmith.noise import Gumbel, Noise
 from lossmith.parallel import samples as groups

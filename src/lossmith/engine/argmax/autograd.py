@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.engine.argmax import reference
-from lossmith.engine.runtime.select import broken, choose, fast_kernel, obstacle, record, tables_of
+from lossmith.engine.argmax.dispatch import choose, fast_kernel, obstacle, tables_of
+from lossmith.engine.runtime.select import broken, record
 from lossmith.engine.runtime.threads import announced, apart, run_team
 from lossmith.inputs import check_score_values, check_target_values, is_wrapped
 from lossmith.noise import Noise

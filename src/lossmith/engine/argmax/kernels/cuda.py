@@ -39,8 +39,8 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.engine.argmax import reference
+from lossmith.engine.argmax.dispatch import tables_of
 from lossmith.engine.argmax.kernels.tables import ABOVE, CELL, FARTHEST, LEVELS, MOMENTS, PACE, Table
-from lossmith.engine.runtime.select import tables_of
 
 WIDE = 512  # classes that are passed over, or not, together
 TILE = 16  # classes of a tile; at 16 elements of one a thread, registers do not spill

@@ -64,7 +64,7 @@ def step(level: int) -> float:
 def tables(noise: Noise) -> Tables | None:
     """The tables of a noise, or None if quintic pieces do not follow it: kinks, algebraic tails, narrow peaks.
 
-    ``select.tables_of`` keeps them.
+    ``dispatch.tables_of`` keeps them.
     """
     low, high = (float(x) for x in noise.icdf(torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)))
     if noise.kinks or not max(-low, high) <= REACH or (coarsest := _coarsest(noise)) is None:
