@@ -17,6 +17,7 @@ ROOT = Path(lossmith.__file__).parent
 
 # A module imports only from entries above its own; an entry is a module or a whole package.
 ORDER = [
+    "moved",
     "errors",
     "inputs",
     "maths",
@@ -47,6 +48,7 @@ WINGS = ("engine.argmax", "engine.ranking")  # which do not know each other
 CORE = {
     "functional",
     "heads",
+    "moved",
     "noise",
     "recipe",
     "surrogates",

@@ -1,6 +1,6 @@
 """Train the metric you report: losses that are the metric itself, made smooth exactly."""
 
-from lossmith import functional, heads, noise, surrogates, training
+from lossmith import functional, heads, moved, noise, surrogates, training
 from lossmith.distribution import PerturbedArgmax
 from lossmith.engine.runtime.select import last_kernel, use_kernel
 from lossmith.errors import InputError
@@ -17,6 +17,8 @@ from lossmith.losses import (
     metric,
 )
 from lossmith.recipe import check_recipe
+
+moved.install()
 
 __version__ = "0.1.0"
 __all__ = [
