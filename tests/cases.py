@@ -63,6 +63,7 @@ LOSSES = [
     Case("AccuracyLoss", {"noise": "gumbel", "reduction": "sum", "weight": WEIGHT}),
     Case("AccuracyLoss", {"q": 2.0, "weight": WEIGHT, "label_smoothing": 0.1}),
     Case("AccuracyLoss", BATCH),
+    Case("AccuracyLoss", {"standardize": True}),
     Case("AccuracyLoss", {"over": "batch", "scale": 0.01}),  # each rank's mean lies below the smallest number
     Case("BalancedAccuracyLoss", {"noise": "gumbel"}),
     Case("BalancedAccuracyLoss", {"reduction": "sum"}),

@@ -48,7 +48,8 @@ class PerturbedArgmax(Distribution):
     ) -> None:
         self.noise = noises.get(noise)
         check_scores(scores)
-        self.scale = checked_scale(scale, scores)
+        # In the type that is computed in: a half type would round the scale.
+        self.scale = checked_scale(scale, scores if scores.dtype == torch.float64 else scores.float())
         check_score_values(scores)
         self.scores = scores
         super().__init__(scores.shape[:-1], validate_args=validate_args)

@@ -14,10 +14,16 @@ from torch import Tensor
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether to look at a tensor's values: on the CPU, neither being compiled nor under a transform of ``torch.func``."""
+    """Whether to look at a tensor's values: on the CPU, not compiled, no wrapper, not under ``torch.func``."""
     if torch.compiler.is_compiling() or tensor.device.type != "cpu":
         return False
-    return not is_wrapped(tensor)
+    return owns_memory(tensor) and not is_wrapped(tensor)
+
+
+def owns_memory(tensor: Tensor) -> bool:
+    """Whether its data pointer leads to its numbers: no wrapper such as DTensor or FakeTensor, and not sparse."""
+    plain = type(tensor) is Tensor or type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return plain and tensor.layout == torch.strided
 
 
 def is_wrapped(tensor: Tensor) -> bool:
@@ -96,15 +102,18 @@ def check_target_values(target: Tensor, classes: int, ignore_index: int | None =
         raise ValueError(f"target: expected class indices from 0 to {classes - 1}, got {low} to {high}")
 
 
-def checked_rank(k: int, scores: Tensor) -> int:
-    """k as an integer from 1 to C; refuses anything else."""
+def checked_rank(k: int, scores: Tensor | None = None) -> int:
+    """k as an integer from 1 to the C of scores (…, C), or ≥ 1 where there are none yet; refuses anything else."""
     try:
         if isinstance(k, bool):
             raise TypeError
         k = operator.index(k)
     except TypeError:
         raise TypeError(f"k: expected an integer, got {type(k).__name__}") from None
-    if not 1 <= k <= scores.shape[-1]:
+    if scores is None:
+        if k < 1:
+            raise ValueError(f"k: expected an integer ≥ 1, got {k}")
+    elif not 1 <= k <= scores.shape[-1]:
         raise ValueError(f"k: expected an integer from 1 to the {scores.shape[-1]} classes, got {k}")
     return k
 

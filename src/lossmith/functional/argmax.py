@@ -28,6 +28,7 @@ from lossmith.inputs import (
 )
 from lossmith.noise import Noise
 from lossmith.parallel import classes as distributed
+from lossmith.parallel import samples
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -123,8 +124,9 @@ def argmax_log_prob(
         ignored = argmax.NO_TARGET if ignore_index is None else ignore_index
         try:
             log_p = argmax.log_prob(_rows(z), target.long().flatten(), sigma, distribution, ignored).view_as(target)
-        except ValueError:
-            check_score_values(scores)  # names the row by its place in all dimensions
+        except ValueError as error:
+            if str(error).startswith("scores:"):  # the engine counts flat rows; here a row has its place in all dimensions
+                check_score_values(scores if ignore_index is None else _without_rows(scores, target == ignore_index))
             raise
     return log_p.to(scores.dtype)
 
@@ -238,12 +240,27 @@ def standardize_scores(scores: Tensor, keep: Tensor | None = None) -> Tensor:
     """
     z = _compute_type(scores)
     if keep is None:
-        mean, variance = z.mean(), z.var(correction=0)
-    else:
-        share = (keep.to(z) / (keep.sum() * z.shape[-1]).clamp_min(1)).unsqueeze(-1)
-        mean = (z * share).sum()
-        variance = ((z - mean).square() * share).sum()
-    return ((z - mean) / variance.clamp_min(1e-12).sqrt()).to(scores.dtype)
+        return _standardized(z, z.mean(), z.var(correction=0)).to(scores.dtype)
+    return standardize_samples(scores, keep, None)
+
+
+def standardize_samples(scores: Tensor, keep: Tensor, group: ProcessGroup | None) -> Tensor:
+    """As ``standardize_scores``, with the mean and the variance of all ranks' rows (…) that ``keep`` names."""
+    z = _compute_type(scores)
+    count = samples.shared_total(keep.sum() * z.shape[-1], group)
+    share = (keep.to(z) / count.clamp_min(1)).unsqueeze(-1)
+    mean = samples.shared_total((z * share).sum(), group)
+    variance = samples.shared_total(((z - mean).square() * share).sum(), group)
+    return _standardized(z, mean, variance).to(scores.dtype)
+
+
+def _standardized(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return (z - mean) / variance.clamp_min(1e-12).sqrt()  # the bound keeps a batch of equal scores finite
+
+
+def _without_rows(scores: Tensor, ignored: Tensor) -> Tensor:
+    """Scores (…, C) with zeros where ``ignored`` (…) says so: what stands there, be it NaN, is nobody's business."""
+    return scores.masked_fill(ignored.unsqueeze(-1), 0.0)
 
 
 def _rows(scores: Tensor) -> Tensor:

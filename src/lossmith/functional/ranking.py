@@ -12,6 +12,7 @@ from lossmith.engine.ranking import autograd as auc
 from lossmith.engine.ranking import average_precision as precision
 from lossmith.engine.ranking import multipole as pairs
 from lossmith.engine.ranking.multipole import Weighted
+from lossmith.inputs import check_tensors
 from lossmith.noise import Noise
 
 MOST_UNITS = 1e15  # beyond, float64 cannot tell scores one unit of noise apart
@@ -65,6 +66,9 @@ def expected_auc(
     tensor(0.6658)
     """
     distribution = noises.get(noise)
+    check_tensors(scores=scores, target=target)
+    if weight is not None:
+        check_tensors(weight=weight)
 
     def plain(s: Tensor, positive: Tensor, sigma: float | Tensor, w: Tensor | None) -> Tensor:
         w = torch.ones_like(s, dtype=torch.float64) if w is None else w
@@ -130,6 +134,7 @@ def expected_average_precision(
     tensor(0.7467)
     """
     distribution = noises.get(noise)
+    check_tensors(scores=scores, target=target)
     positive = _checked_labels(scores, target)
     x = _in_units(scores, scale)
     return precision.average_precision(x, positive, distribution).to(scores.dtype)

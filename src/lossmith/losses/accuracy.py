@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lossmith import functional
+from lossmith.functional.argmax import standardize_samples
 from lossmith.inputs import checked_rank, has_values
 from lossmith.layout import Reduction, at, classes_last, in_full_precision, over_something
 from lossmith.losses.base import Over, SampleLoss
@@ -46,7 +47,8 @@ class AccuracyLoss(SampleLoss):
         q: from metric to loss, ≥ 0. 0 is 1 − accuracy, bounded, flat where the model is far wrong; q ≥ 1 is unbounded there.
         over: where the mean over samples stands. "batch" gives one number a batch and takes reduction="mean" only.
         margin: caps the lead z_y − z_j that still earns credit; the loss then keeps a positive floor.
-        standardize: first give the batch's scores mean 0 and variance 1 (``functional.standardize_scores``).
+        standardize: first give the batch's scores mean 0 and variance 1 (``functional.standardize_scores``); with a
+            ``process_group`` the batch is that of all ranks.
         class_group: a ``torch.distributed.ProcessGroup`` whose ranks hold the classes, as a tensor-parallel last layer leaves
             them (see ``functional.argmax_log_prob``). Each rank passes its own scores (N, C_r, d1, …) and the same class
             indices, and calls backward; ``weight`` has an entry for every class of all ranks. Not with ``standardize``,
@@ -152,7 +154,7 @@ class AccuracyLoss(SampleLoss):
             return scores
         if not (has_values(keep) and keep.all()):
             scores = scores.masked_fill(~keep.unsqueeze(-1), 0.0)
-        return functional.standardize_scores(scores, keep)
+        return standardize_samples(scores, keep, self.process_group)
 
     def log_prob(self, scores: Tensor, target: Tensor) -> Tensor:
         """log P(the target wins)."""
@@ -213,7 +215,7 @@ class TopKAccuracyLoss(SampleLoss):
         **options: Any,
     ) -> None:
         super().__init__(noise, scale, q, over, **options)
-        self.k = checked_rank(k, torch.empty(max(k, 1) if type(k) is int else 1))
+        self.k = checked_rank(k)
 
     def log_prob(self, scores: Tensor, target: Tensor) -> Tensor:
         """log P(the target is among the first k)."""

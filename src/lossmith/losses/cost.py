@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lossmith import functional
-from lossmith.inputs import has_values
+from lossmith.inputs import check_tensors, has_values
 from lossmith.layout import at, classes_last, in_full_precision, one_hot, over_something
 from lossmith.losses.base import MeanLoss, Over
 from lossmith.noise import Noise
@@ -75,6 +75,8 @@ class CostLoss(MeanLoss):
         """The loss of scores against class indices, class probabilities, or each sample's own costs."""
         if cost is None and self.cost is None:
             raise TypeError("cost: expected a matrix at the constructor or each sample's costs at the call, got neither")
+        given = {"scores": scores, "target": target, "cost": cost}
+        check_tensors(**{name: value for name, value in given.items() if value is not None})
         if cost is not None and cost.shape != scores.shape:
             raise ValueError(f"cost: expected the shape of the scores {tuple(scores.shape)}, got {tuple(cost.shape)}")
         if target is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lossmith import functional
-from lossmith.inputs import checked_scale, has_values
+from lossmith.inputs import check_tensors, checked_scale, has_values
 from lossmith.layout import classes_last, in_full_precision, labels_last, one_hot, over_something
 from lossmith.losses.base import MetricLoss
 from lossmith.losses.labels import log_outcomes
@@ -221,6 +221,7 @@ class ConfusionLoss(MetricLoss):
         return Counts(*groups.total(_sums(samples, p, other), group)), _log_tp(samples, log_p, group)
 
     def _samples(self, scores: Tensor, target: Tensor) -> _Samples:
+        check_tensors(scores=scores, target=target)
         single = self.average == "binary" and self.task == "multiclass" and target.shape == scores.shape
         if not single and self.task == "multiclass":
             return self._of_classes(scores, target)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lossmith import functional
 from lossmith.engine.runtime import custom_op as opaque
-from lossmith.inputs import has_values
+from lossmith.inputs import check_tensors, has_values
 from lossmith.layout import classes_last, in_full_precision, labels_last, one_hot, over_something
 from lossmith.losses.base import MetricLoss
 from lossmith.losses.memory import ScoreMemory
@@ -118,10 +118,9 @@ class RankingLoss(MetricLoss):
             index, kept = self.split_ignored(last, index)
             classes = last.shape[-1]
             last = last.masked_fill(~kept.unsqueeze(-1), 0.0).reshape(-1, classes)
-            own = torch.eye(classes, dtype=torch.bool, device=last.device)
-            rest = last.unsqueeze(-2).masked_fill(own, -math.inf).logsumexp(-1)
             positive = one_hot(index.reshape(-1), classes)
-            return last - rest, positive, kept.reshape(-1, 1).expand(-1, classes)
+            return _log_odds(last), positive, kept.reshape(-1, 1).expand(-1, classes)
+        check_tensors(scores=scores, target=target)
         if self.task == "binary":
             if target.shape != scores.shape:
                 raise ValueError(f"target: expected the shape of the scores {tuple(scores.shape)}, got {tuple(target.shape)}")
@@ -213,6 +212,20 @@ class AveragePrecisionLoss(RankingLoss):
     def of_columns(self) -> Callable[..., Tensor]:
         """log AP."""
         return _log_precision
+
+
+def _log_odds(scores: Tensor) -> Tensor:
+    """z_k − log Σ_{j≠k} e^{z_j} of scores z (n, C), (n, C) float64; O(n · C) time and memory.
+
+    For all but the leader, whose share is at most ½, the sum of the others is the whole sum less the class's own share; the
+    leader's is summed without it, for there that difference would have no digits.
+    """
+    z = scores.double()
+    leader = one_hot(z.argmax(-1), z.shape[-1])
+    total = z.logsumexp(-1, keepdim=True)
+    of_rivals = z.masked_fill(leader, -math.inf).logsumexp(-1, keepdim=True)
+    share = torch.where(leader, 0.0, (z - total).exp()).clamp_max(0.5)  # beyond ½ by rounding only
+    return z - torch.where(leader, of_rivals, total + torch.log1p(-share))
 
 
 def _each_column(one: Callable[[Tensor, Tensor, Noise, Tensor, float], Tensor]) -> Callable[..., Tensor]:

@@ -119,7 +119,7 @@ def argmax_log_prob(
         header["dtype"] = DTYPES.index(scores.dtype) if scores.dtype in DTYPES else len(DTYPES)
         header["gradients"] = torch.is_grad_enabled() * (z.requires_grad + 2 * sigma.requires_grad)
         header["target"] = zlib.crc32(target.detach().long().contiguous().cpu().numpy().tobytes())
-        options = (noise.name, margin, ignored, scale if isinstance(scale, float) else "a tensor", weights)
+        options = (_identity(noise), margin, ignored, scale if isinstance(scale, float) else "a tensor", weights)
         header["options"] = zlib.crc32(repr(options).encode())
     except Exception as caught:  # whatever it is, the other ranks must not wait
         error = caught
@@ -134,6 +134,12 @@ def argmax_log_prob(
     problem = Problem(noise, ignored, margin, group, sum(sizes[: group.rank()]), classes, target.shape, fast)
     log_p: Tensor = _Value.apply(z.reshape(-1, z.shape[-1]), target.long().flatten(), sigma, problem)  # type: ignore[no-untyped-call]
     return log_p.view_as(target).to(scores.dtype)
+
+
+def _identity(noise: Noise) -> tuple[str, list[float]]:
+    """What tells one noise from another on different ranks: its name with parameters, and log f and log F at some points."""
+    points = torch.linspace(-4.0, 4.0, 9, dtype=torch.float64)
+    return repr(noise), torch.cat([noise.log_prob(points), noise.log_cdf(points)]).tolist()
 
 
 def _has_kernels(z: Tensor, noise: Noise) -> bool:

@@ -48,6 +48,15 @@ def total(x: Tensor, group: ProcessGroup | None) -> Tensor:
     return x if group is None else _Total.apply(_plain(x), group)  # type: ignore[no-untyped-call]
 
 
+def shared_total(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The sum of x over the ranks, for what enters every rank's samples, such as their common mean; without a group x itself.
+
+    Other ranks' samples depend on this rank's x, so the backward pass adds up the upstream gradients of all ranks. Every rank
+    has to call backward.
+    """
+    return x if group is None else _SharedTotal.apply(_plain(x), group)  # type: ignore[no-untyped-call]
+
+
 def highest(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """The maximum of x over the ranks, without a gradient."""
     x = x.detach()
@@ -76,16 +85,31 @@ def _plain(x: Tensor) -> Tensor:
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        import torch.distributed as dist
-
         ctx.ranks = group.size()
-        x = x.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x, group=group)
-        return x
+        return _sum_of_ranks(x, group)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         return ctx.ranks * upstream, None
+
+
+class _SharedTotal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _sum_of_ranks(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return _sum_of_ranks(upstream, ctx.group), None
+
+
+def _sum_of_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
+    import torch.distributed as dist
+
+    x = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x, group=group)
+    return x
 
 
 class _Gathered(torch.autograd.Function):

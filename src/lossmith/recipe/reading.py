@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 
 from lossmith import functional
 from lossmith import noise as noises
@@ -155,6 +154,8 @@ def _fitted_scale(log_ratio: Callable[[float], Array], last: float, unit: float)
     # Student's t: a scale is a factor there, and nothing to be fitted.
     if not (math.isfinite(at_low) and math.isfinite(at_high) and at_low * at_high < 0):
         return unit
+    from scipy.optimize import brentq  # loaded late: it costs more than the rest of ``import lossmith``
+
     return math.exp(brentq(tilt, low, high, xtol=1e-9))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lossmith.functional import standardize_scores
+from lossmith.inputs import check_tensors
 from lossmith.layout import classes_last, in_full_precision
 from lossmith.surrogates.base import IndexLoss
 
@@ -55,6 +56,7 @@ class EMOLoss(IndexLoss):
     @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores (C,), (N, C) or (N, C, d1, …) against class indices or class probabilities."""
+        check_tensors(scores=scores, target=target)
         if not target.is_floating_point():
             return super().forward(scores, target)
         scores, target = classes_last(scores, target)

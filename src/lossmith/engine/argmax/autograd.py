@@ -21,7 +21,7 @@ from lossmith.engine.argmax import reference
 from lossmith.engine.argmax.dispatch import choose, fast_kernel, obstacle, tables_of
 from lossmith.engine.runtime.select import broken, record
 from lossmith.engine.runtime.threads import announced, apart, run_team
-from lossmith.inputs import check_score_values, check_target_values, is_wrapped
+from lossmith.inputs import check_score_values, check_target_values, is_wrapped, owns_memory
 from lossmith.noise import Noise
 
 NO_TARGET = -(1 << 63)  # as the target to ignore: none
@@ -49,7 +49,8 @@ def log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignore
         ValueError: a kernel was asked for that cannot serve; a target out of range; NaN, +inf or nothing but −inf in a row (on
             the CPU).
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not all(owns_memory(x) for x in (scores, target, scale)):
+        # An operator unwraps a wrapper by the wrapper's own rules; the kernels need memory.
         return operator(scores, target, scale, noises.key(noise), ignored)[0]
     # torch.func cannot look into the reference, but into a function of torch.autograd it does not look.
     transformed = any(is_wrapped(x) for x in (scores, target, scale))
@@ -83,7 +84,12 @@ def _rows_of(mask: Tensor, scores: Tensor, target: Tensor, scale: Tensor) -> tup
 
 
 def value(scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int) -> tuple[Tensor, Tensor, Tensor]:
-    """log p (rows,) and what ``gradient`` needs; ``noise`` is a ``noises.key``, the others as for ``log_prob``."""
+    """log p (rows,) and what ``gradient`` needs; ``noise`` is a ``noises.key``, the others as for ``log_prob``.
+
+    Raises:
+        TypeError, ValueError: a dtype or a shape other than ``log_prob`` names, which the kernels would read as memory.
+    """
+    _check_memory(scores, target, scale)
     return _value(scores, target, scale, noise, ignored, choose(scores, noises.by_key(noise)))[0]
 
 
@@ -113,6 +119,19 @@ def _value(
         rows = _rows_of(left, scores, target, scale)
         log_p.masked_scatter_(left, _by_reference(*rows, noises.by_key(noise), ignored))
     return outputs, hard
+
+
+def _check_memory(scores: Tensor, target: Tensor, scale: Tensor) -> None:
+    """Refuse what the kernels would misread, since they see addresses only."""
+    if scores.dtype not in (torch.float32, torch.float64) or scores.dim() != 2:
+        raise TypeError(f"scores: expected (rows, C) of float32 or float64, got {scores.dtype} of shape {tuple(scores.shape)}")
+    rows = scores.shape[0]
+    if target.dtype != torch.int64 or target.shape != (rows,):
+        raise TypeError(f"target: expected ({rows},) of torch.int64, got {target.dtype} of shape {tuple(target.shape)}")
+    if scale.dtype != scores.dtype or scale.shape not in ((1,), (rows,)):
+        raise TypeError(f"scale: expected (1,) or ({rows},) of {scores.dtype}, got {scale.dtype} of shape {tuple(scale.shape)}")
+    if not scores.device == target.device == scale.device:
+        raise ValueError(f"target, scale: expected on {scores.device}, got {target.device}, {scale.device}; move them there")
 
 
 def _give_up(kernel: str, error: Exception) -> None:
@@ -219,6 +238,12 @@ def gradient(
     hard: bool = True,
 ) -> Tensor:
     """Σ upstream · log p differentiated in the scores, (rows, C); not ``hard``: no row was left to the reference."""
+    _check_memory(scores, target, scale)
+    if upstream.dtype != scores.dtype or weights.dtype != torch.float32 or where.dtype != torch.int32:
+        raise TypeError(
+            f"upstream, weights, where: expected what the value's operator gave, got {upstream.dtype}, "
+            f"{weights.dtype}, {where.dtype}"
+        )
     grad, kernel = torch.empty_like(scores, memory_format=torch.contiguous_format), fast_kernel(scores)
     served = not obstacle(kernel, scores, noises.by_key(noise))
     if served:

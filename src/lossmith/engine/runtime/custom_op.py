@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.engine.runtime.threads import apart
-from lossmith.inputs import is_wrapped
+from lossmith.inputs import is_wrapped, owns_memory
 from lossmith.noise import Noise
 
 Function = Callable[[Sequence[Tensor], Noise, float], Tensor]
@@ -42,7 +42,7 @@ def register(name: str, function: Function, like: Callable[[Sequence[Tensor]], T
     _entries[name] = _Entry(function, like)
 
     def call(tensors: Sequence[Tensor], noise: Noise, number: float = 0.0) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not all(owns_memory(x) for x in tensors):
             return operator(name, list(tensors), noises.key(noise), number)
         if any(is_wrapped(x) for x in tensors):
             return _Value.apply(name, noises.key(noise), number, *tensors)  # type: ignore[no-untyped-call]

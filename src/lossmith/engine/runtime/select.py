@@ -1,4 +1,4 @@
-"""Which kernel is asked for, which ran, and which have failed; the choice itself is made where the kernels are (``dispatch``)."""
+"""Which kernel is asked for, which ran, and which have failed; ``dispatch``, beside the kernels, chooses."""
 
 from __future__ import annotations
 

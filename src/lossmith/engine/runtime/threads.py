@@ -10,12 +10,13 @@ Python's threads serve.
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -44,27 +45,22 @@ def run_team(function: Callable[[int], Any], address: int, data: int, size: int)
     elif not _is_child and (parallel := _openmp()) is not None:
         parallel(address, data, size, 0)
     else:
-        others = [_threads().submit(function, data) for _ in range(size - 1)]
+        helpers = [_threads().submit(function, data) for _ in range(size - 1)]
         function(data)
-        for other in others:
-            other.result()
+        for helper in helpers:
+            if not helper.cancel():  # a helper that no thread has begun has nothing left to do: waiting could last for ever
+                helper.result()
 
 
 @lru_cache(maxsize=1)
 def _openmp() -> Callable[[int, int, int, int], None] | None:
     """``GOMP_parallel`` of the library that torch runs on; GNU's, LLVM's and Intel's have it."""
     try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8").split()
-    except OSError:
-        return None
-    loaded = {word for word in maps if Path(word).name.startswith(("libgomp", "libiomp", "libomp"))}
-    # The one beside torch, if there are several; with two elsewhere there is no telling.
-    own = {word for word in loaded if str(Path(torch.__file__).parent.parent) in word} or loaded
-    if len(own) != 1:
-        return None
-    try:
-        parallel = ctypes.CDLL(own.pop()).GOMP_parallel
+        runtime = openmp_of_torch(Path("/proc/self/maps").read_text(encoding="utf-8"), Path(torch.__file__).parent)
+        parallel = ctypes.CDLL(runtime).GOMP_parallel if runtime else None
     except (OSError, AttributeError):
+        return None
+    if parallel is None:
         return None
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
@@ -72,18 +68,50 @@ def _openmp() -> Callable[[int, int, int, int], None] | None:
     return found
 
 
+def openmp_of_torch(maps: str, folder: Path) -> str | None:
+    """Path of the OpenMP runtime that torch runs on, or None if that cannot be told.
+
+    Other wheels, scikit-learn's among them, bring runtimes of their own. That of torch lies in the folder of torch, or in
+    ``torch.libs`` beside it.
+
+    Args:
+        maps: /proc/self/maps; the path is a line's sixth field, and may hold spaces.
+        folder: of torch.
+    """
+    fields = (line.split(maxsplit=5) for line in maps.splitlines())
+    paths = {Path(field[5]) for field in fields if len(field) == 6}
+    loaded = {path for path in paths if path.name.startswith(("libgomp", "libiomp", "libomp"))}
+    of_torch = {path for path in loaded if {folder, folder.parent / "torch.libs"} & set(path.parents)} or loaded
+    return str(of_torch.pop()) if len(of_torch) == 1 else None
+
+
 def in_parts(work: Callable[[int, int], Any], count: int, size: int) -> None:
     """``work(first, last)`` over 0 … count in ``size`` Python threads, this one among them; for work without Python's lock."""
     step = max(1, -(-count // size))
-    others = [_threads().submit(work, first, min(first + step, count)) for first in range(step, count, step)]
+    parts = [(first, min(first + step, count)) for first in range(step, count, step)]
+    helpers = [_threads().submit(work, *part) for part in parts]
     work(0, min(step, count))
-    for other in others:
-        other.result()
+    for helper, part in zip(helpers, parts, strict=True):
+        if helper.cancel():  # no thread has begun: they may all wait for this one
+            work(*part)
+        else:
+            helper.result()
 
 
 def apart(work: Callable[[], T]) -> T:
     """``work()`` in another thread: inside an operator of torch's, this one records nothing for differentiation."""
-    return _threads().submit(work).result()
+    # A thread of its own, not one of the pool: what runs here may itself ask the pool for help and wait.
+    result: Future[T] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            result.set_result(context.run(work))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="lossmith-apart", daemon=True).start()
+    return result.result()
 
 
 @contextmanager

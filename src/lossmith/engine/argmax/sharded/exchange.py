@@ -13,7 +13,7 @@ from lossmith import noise as noises
 from lossmith.engine.argmax.autograd import COLUMNS, HARD, MOST, MOST_WIDE, STATUS, SURE, WORTH, flat_tables, forward_arrays
 from lossmith.engine.argmax.kernels.tables import MOMENTS
 from lossmith.engine.runtime.threads import announced, in_parts
-from lossmith.noise import Noise
+from lossmith.noise import Noise, Normal
 
 COUNT, CELLS, OPEN, FEW, WHOLE = 2, 3, 4, 48, 32  # as in ``cpu`` and ``vectors``, which are loaded late
 ELSEWHERE, SKIPPED = -1, -2  # the place of a target that is none of this rank's classes; of a row that is not looked at
@@ -89,7 +89,7 @@ def log_prob(
     log_cdf, log_density, lowest, depth, numbers = forward_arrays(noises.key(noise), classes)
     high, hopeless, sure, coarsest, guess, steepness = numbers.tolist()
     B, C = scores.shape
-    most = MOST if noise.name == "normal" else MOST_WIDE
+    most = MOST if type(noise) is Normal else MOST_WIDE
     log_p, weights, where = torch.zeros(B), torch.zeros(B, most), torch.zeros(B, COLUMNS, dtype=torch.int32)
     lead = (own.double() - top.double()) / sigma
     where[:, STATUS] = torch.where(some & (lead < sure), OPEN, SURE)

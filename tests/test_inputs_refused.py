@@ -1,0 +1,79 @@
+"""What users pass by mistake: the error names the cause, at no price."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lossmith
+from lossmith import surrogates
+from lossmith.functional import argmax_log_prob, expected_auc, expected_average_precision
+
+SCORES = torch.zeros(3, 5)
+
+
+def test_an_ignored_row_hides_no_other_error() -> None:
+    scores = SCORES.clone()
+    scores[0] = torch.nan
+    with pytest.raises(ValueError, match=r"^target: expected class indices from 0 to 4, got 1 to 7"):
+        argmax_log_prob(scores, torch.tensor([-100, 7, 1]), ignore_index=-100)
+    scores[2] = torch.nan
+    with pytest.raises(ValueError, match=r"got nan in row 2"):
+        argmax_log_prob(scores, torch.tensor([-100, 3, 1]), ignore_index=-100)
+    with pytest.raises(ValueError, match=r"^kernel: 'cuda' cannot serve"), lossmith.use_kernel("cuda"):
+        argmax_log_prob(scores[:2], torch.tensor([-100, 3]), ignore_index=-100)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lossmith.AccuracyLoss(),
+        lossmith.CostLoss(torch.eye(5)),
+        lossmith.FBetaLoss(),
+        lossmith.FBetaLoss(average="binary"),
+        lossmith.AUCLoss(),
+        lossmith.AveragePrecisionLoss("multilabel"),
+        lossmith.SubsetAccuracyLoss(),
+        surrogates.EMOLoss(torch.eye(5)),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_a_list_is_no_target(loss: nn.Module) -> None:
+    with pytest.raises(TypeError, match=r"^target: expected a torch.Tensor, got list"):
+        loss(SCORES, [0, 1, 2])
+
+
+@pytest.mark.parametrize("function", [expected_auc, expected_average_precision])
+def test_nor_in_the_functions(function: Any) -> None:
+    with pytest.raises(TypeError, match=r"^target: expected a torch.Tensor, got list"):
+        function(torch.zeros(2), [0, 1])
+    with pytest.raises(TypeError, match=r"^cost: expected a torch.Tensor, got list"):
+        lossmith.CostLoss()(SCORES, torch.zeros(3, dtype=torch.int64), [[0.0]])
+
+
+def test_a_huge_k_costs_nothing() -> None:
+    loss = lossmith.TopKAccuracyLoss(10**13)
+    with pytest.raises(ValueError, match=r"^k: expected an integer from 1 to the 5 classes, got 10000000000000"):
+        loss(SCORES, torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"^k: expected an integer ≥ 1, got 0"):
+        lossmith.TopKAccuracyLoss(0)
+
+
+def test_log_odds_of_many_classes_need_no_square_of_them() -> None:
+    """10,000 × 1,000 log-odds: 80 MB, where (n, C, C) float32 would take 40 GB; against the definition, far tails included."""
+    from lossmith.losses.ranking import _log_odds
+
+    scores = 30 * torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores[0] = torch.tensor([1e38, -1e38, 0.0, 5.0, 1e38, -torch.inf])
+    expected = torch.stack(
+        [scores[:, k] - torch.cat([scores[:, :k], scores[:, k + 1 :]], -1).logsumexp(-1) for k in range(6)], -1
+    )
+    torch.testing.assert_close(_log_odds(scores), expected, rtol=1e-14, atol=0)
+    assert _log_odds(torch.zeros(10_000, 1_000)).shape == (10_000, 1_000)
+
+
+def test_a_half_type_rounds_no_scale() -> None:
+    choice = lossmith.PerturbedArgmax(torch.zeros(2, dtype=torch.bfloat16), scale=torch.tensor(0.3))
+    assert float(choice.scale) == pytest.approx(0.3, rel=1e-7)
+    lossmith.PerturbedArgmax(torch.zeros(2, dtype=torch.float16), scale=1e-5)
