@@ -10,10 +10,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 import lossmith
 from lossmith import __main__, cli
 from lossmith.catalogue import BASELINE, CANDIDATES
+from lossmith.experiments.toy import figure as toy_figure
 from lossmith.experiments.toy import optima
 
 QUICK = ["--folds=2", "--trials=1", "--epochs=2", "--losses=hinge"]
@@ -176,6 +178,75 @@ def test_an_interrupt_is_one_line(lossmith_, monkeypatch):
     assert (code, out) == (130, "")
     assert err.strip().startswith("lossmith: stopped;")
     assert err.strip().count("\n") == 0
+
+
+def test_an_interrupt_while_the_commands_load_is_one_line(monkeypatch, capsys):
+    class Interrupted:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "lossmith.cli", Interrupted())
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "lossmith: stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(13, "Permission denied", "a"), "a: cannot read or write there (Permission denied)"),
+        (OSError(13, "Permission denied", "a", None, "b"), "b: cannot read or write there (Permission denied)"),
+        (OSError("could not get source code"), "could not get source code"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_an_error_of_the_system_says_where_and_why(lossmith_, monkeypatch, error, words):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("lossmith.compare.run.run", fail)
+    kept = "; finished rows are kept in lossmith-iris/rows.jsonl"
+    assert lossmith_("compare", "iris", *QUICK) == (2, "", f"lossmith: {words}{kept}\n")
+    monkeypatch.setattr("lossmith.bench.speed_auc.measure", fail)
+    assert lossmith_("bench", "auc") == (2, "", f"lossmith: {words}\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("missing/figure.png", "missing: cannot write there (No such file or directory); pass another with --plot"),
+        ("figure.pgn", "--plot: figure.pgn: the ending '.pgn' is unknown; did you mean 'png'"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_refused_before_the_measurement(refused, monkeypatch, path, words):
+    def measure(*_):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("lossmith.bench.speed_argmax.measure", measure)
+    assert words in refused("bench", "kernels", f"--plot={path}")
+
+
+def test_a_stopped_toy_leaves_the_old_figure(lossmith_, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optima, "study_one", interrupt)
+    code, out, err = lossmith_("toy")
+    assert (code, out, err.strip()) == (130, "", "lossmith: stopped")
+    assert list((tmp_path / "lossmith-toy").iterdir()) == []
+    (tmp_path / "lossmith-toy" / "toy.png").write_text("old")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: path.write_text("half") and interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        toy_figure.save(Figure(), tmp_path / "lossmith-toy")
+    assert [path.name for path in (tmp_path / "lossmith-toy").iterdir()] == ["toy.png"]
+    assert (tmp_path / "lossmith-toy" / "toy.png").read_text() == "old"
+
+
+def test_a_figure_where_a_folder_stands_is_refused_before_any_work(refused, tmp_path):
+    (tmp_path / "lossmith-toy" / "toy.svg").mkdir(parents=True)
+    assert "lossmith-toy/toy.svg: cannot write there (Is a directory)" in refused("toy")
 
 
 ODD = {

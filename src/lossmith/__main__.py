@@ -9,14 +9,18 @@ NEEDED = ("click", "rich", "filelock", "jinja2", "matplotlib", "pandas", "pyarro
 
 
 def main() -> None:
-    """Run the command line, or say what to install for it."""
+    """Run the command line, or say what to install for it. An interrupt while it loads is one line and exit code 130."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(f"lossmith: the command line needs {', '.join(missing)}: pip install 'lossmith[compare]'", file=sys.stderr)
         raise SystemExit(2)
-    from lossmith.cli import main as run  # after the check: it imports them
+    try:
+        from lossmith.cli import main as run  # after the check: it imports them
 
-    run()
+        run()
+    except KeyboardInterrupt:
+        print("lossmith: stopped", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import lossmith
 from lossmith.bench.timing import Times, take_turns
-from lossmith.errors import InputError
+from lossmith.errors import InputError, near
 
 CLASSES = (2, 10, 100, 1000, 10_000, 50_000, 128_256)
 ELEMENTS = 3_200_000  # of a batch, at most
@@ -175,6 +175,15 @@ def as_json(results: list[Result]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "results": [{**r._asdict(), "costs": {name: cost._asdict() for name, cost in r.costs.items()}} for r in results],
     }
+
+
+def check_plot(path: Path) -> None:
+    """Refuse, before any measurement, an ending that no figure can have."""
+    from matplotlib.figure import Figure
+
+    endings = Figure().canvas.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in endings:  # without an ending the figure is a PNG
+        raise InputError(f"--plot: {path}: the ending {path.suffix!r} is unknown; {near(path.suffix[1:], endings)}")
 
 
 def plot(results: list[Result], path: Path) -> None:

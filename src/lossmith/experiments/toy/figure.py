@@ -25,6 +25,7 @@ COLOURS = {
     "smooth-accuracy": "#d16d9e",
     "0-1 loss": "#999999",
 }
+FILES = ("toy.png", "toy.svg")
 COLUMNS: tuple[str, ...] = ("loss", "b at k = 1", "accuracy", "free k", "b", "accuracy")
 
 
@@ -139,8 +140,13 @@ def as_json(studies: dict[str, list[Case]], critical: dict[str, float], paths: l
 
 
 def save(fig: Figure, folder: Path) -> list[Path]:
-    """Write toy.png and toy.svg; returns their paths."""
-    paths = [folder / "toy.png", folder / "toy.svg"]
+    """Write toy.png and toy.svg; returns their paths. Either file is the old one or the new one, never a part."""
+    paths = [folder / name for name in FILES]
     for path in paths:
-        fig.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        unfinished = path.with_name(f".{path.name}.part")
+        try:
+            fig.savefig(unfinished, format=path.suffix[1:], dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     return paths

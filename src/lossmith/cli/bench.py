@@ -1,0 +1,100 @@
+"""The commands ``bench …``: the library beside stored values, and beside other software."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from lossmith.cli.screen import check_paths, print_table, progress
+from lossmith.errors import InputError
+
+
+@click.group(no_args_is_help=True)
+def bench() -> None:
+    """Measure the library against stored values, beside other software."""
+
+
+@bench.command(short_help="Errors of log p and its gradient, beside SciPy's, BoTorch's and others'.")
+@click.option("--noise", "noises", multiple=True, metavar="NAME", help="Of the table: normal, studentt:3, …  [default: all]")
+@click.option("--classes", type=int, multiple=True, metavar="C", help="2, 3, 10, 100, 1000, 50000.  [default: all]")
+@click.option("--topk", is_flag=True, help="Errors of being among the k highest instead of the highest.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of tables.")
+def accuracy(noises: tuple[str, ...], classes: tuple[int, ...], topk: bool, as_json: bool) -> None:
+    """Print the worst error against values of 25 digits for each noise and class count.
+
+    --classes 10 takes half a minute, everything half an hour, most of it for 50,000 classes. Exit code 1 if an error exceeds
+    what is promised.
+    """
+    from lossmith.bench import numerics as study
+
+    groups = study.select(noises, classes, topk)
+    with progress("accuracy", len(groups)) as show:
+        results = list(study.measure(groups, show))
+    if as_json:
+        print(json.dumps(study.as_json(results), indent=2))
+    else:
+        for title, columns, rows in study.tables(results):
+            print_table(title, columns, rows)
+    if not all(result.kept for result in results):
+        raise SystemExit(1)
+
+
+@bench.command(short_help="Time and memory of the loss beside cross-entropy's.")
+@click.option("--classes", type=int, multiple=True, metavar="C", help="Class counts.  [default: 2, 10, 100, … 128256]")
+@click.option("--noise", default="normal", show_default=True, metavar="NAME", help="The loss's noise.")
+@click.option("--rival", "rivals", multiple=True, metavar="MODULE:NAME", help="A loss (scores, target) to measure as well.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a figure of time against classes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of a table.")
+def kernels(classes: tuple[int, ...], noise: str, rivals: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
+    """Print what forward and backward of AccuracyLoss cost beside cross-entropy, on flat and on peaked scores.
+
+    The losses take turns on the same tensors; times are medians (20 % to 80 %) in milliseconds, memory is the peak in
+    multiples of the scores'. Takes some seconds a batch; without --classes, further batches show how time grows with rows.
+    """
+    from lossmith import noise as noises
+    from lossmith.bench import speed_argmax as study
+
+    try:
+        noises.get(noise)
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
+    if classes and min(classes) < 2:
+        raise InputError(f"--classes: expected at least 2, got {min(classes)}")
+    if plot:
+        check_paths([plot], "--plot")
+        study.check_plot(plot)
+    others = {path: study.rival_of(path) for path in rivals}
+    batches = study.shapes(classes)
+    with progress("kernels", 2 * len(batches)) as show:
+        results = list(study.measure(batches, noise, others, show))
+    if plot:
+        study.plot(results, plot)
+    if as_json:
+        print(json.dumps(study.as_json(results), indent=2))
+        return
+    print_table(study.title(), *study.table(results))
+    if plot:
+        print(f"figure: {plot}")
+
+
+@bench.command(short_help="Time of the expected AUC beside a sort's.")
+@click.option("--scores", "sizes", type=int, multiple=True, metavar="N", help="How many.  [default: 10000, 100000, 1000000]")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of a table.")
+def auc(sizes: tuple[int, ...], as_json: bool) -> None:
+    """Print what forward and backward of expected_auc cost with each noise, beside torch.sort of the same scores.
+
+    They take turns; times are medians (20 % to 80 %) in milliseconds. Takes half a minute.
+    """
+    from lossmith.bench import speed_auc as study
+
+    counts = sizes or study.SIZES
+    if min(counts) < 2:
+        raise InputError(f"--scores: expected at least 2, got {min(counts)}")
+    with progress("auc", 2 * len(counts)) as show:
+        results = list(study.measure(tuple(counts), show))
+    if as_json:
+        print(json.dumps(study.as_json(results), indent=2))
+    else:
+        print_table(study.title(), *study.table(results))
