@@ -29,7 +29,6 @@ ORDER = [
     "parallel",
     "functional",
     "distribution",
-    "layout",
     "losses",
     "surrogates",
     "heads",

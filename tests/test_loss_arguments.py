@@ -1,9 +1,11 @@
 """What the metric losses refuse, when they are made and when they are called: where, expected, got, remedy."""
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossmith
 from lossmith import (
@@ -16,6 +18,7 @@ from lossmith import (
     JaccardLoss,
     SubsetAccuracyLoss,
     TopKAccuracyLoss,
+    surrogates,
 )
 
 EYE = torch.eye(3)
@@ -43,6 +46,8 @@ EACH = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
         ({"scale": 0.0}, ValueError, "scale: expected a positive number, got 0.0"),
         ({"scale": "1"}, TypeError, "scale: expected a number or a tensor, got str"),
         ({"q": -0.5}, ValueError, "q: expected a finite number ≥ 0, got -0.5"),
+        ({"q": "0"}, TypeError, "q: expected a number, got str"),
+        ({"q": None}, TypeError, "q: expected a number, got NoneType"),
         ({"reduction": "average"}, ValueError, "reduction: "),
         ({"ignore_index": 1.5}, TypeError, "ignore_index: expected an integer, got float"),
         ({"process_group": "world"}, TypeError, "process_group: expected a torch.distributed.ProcessGroup, got str"),
@@ -67,7 +72,18 @@ def test_every_loss_checks_its_dials(make: Any, options: dict[str, Any], error: 
             ValueError,
             "label_smoothing: expected a number from 0 to 1",
         ),
-        (lambda: TopKAccuracyLoss(0), ValueError, "k: expected an integer"),
+        (lambda: TopKAccuracyLoss(0), ValueError, "k: expected an integer ≥ 1, got 0"),
+        (lambda: AccuracyLoss(margin="1"), TypeError, "margin: expected a number or None, got str"),
+        (lambda: AccuracyLoss(margin=-1.0), ValueError, "margin: expected a number ≥ 0 in units of the scores, got -1.0"),
+        (lambda: AccuracyLoss(label_smoothing="a"), TypeError, "label_smoothing: expected a number, got str"),
+        (lambda: FBetaLoss(label_smoothing="a"), TypeError, "label_smoothing: expected a number, got str"),
+        (lambda: AccuracyLoss(over=["sample"]), ValueError, "over: expected 'sample' or 'batch', got ['sample']"),
+        (lambda: FBetaLoss("1"), TypeError, "beta: expected a number, got str"),
+        (lambda: AUCLoss(max_fpr="1"), TypeError, "max_fpr: expected a number or None, got str"),
+        (lambda: surrogates.HingeLoss("1"), TypeError, "margin: expected a number, got str"),
+        (lambda: surrogates.PolyLoss("1"), TypeError, "epsilon: expected a number, got str"),
+        (lambda: surrogates.GammaCrossEntropyLoss("1"), TypeError, "gamma: expected a number, got str"),
+        (lambda: surrogates.SmoothTopKLoss(0), ValueError, "k: expected an integer ≥ 1, got 0"),
         (lambda: TopKAccuracyLoss(1.5), TypeError, "k: expected an integer, got float"),
         (lambda: CostLoss(torch.ones(2, 3)), ValueError, "cost: expected shape (C, C) with C ≥ 2, got (2, 3)"),
         (lambda: CostLoss(EYE / 0), ValueError, "cost: expected finite numbers"),
@@ -97,6 +113,46 @@ def test_what_cannot_be_made(make: Any, error: Any, message: str) -> None:
         make()
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+PUBLIC = {
+    **{name: getattr(lossmith.losses, name) for name in lossmith.losses.__all__},
+    **{name: getattr(surrogates, name) for name in surrogates.__all__},
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_argument_is_written_out(name: str) -> None:
+    parameters = inspect.signature(PUBLIC[name]).parameters.values()
+    assert [x.name for x in parameters if x.kind in (x.VAR_KEYWORD, x.VAR_POSITIONAL)] == []
+    assert [x.name for x in parameters if x.annotation is x.empty] == []
+
+
+class Operators(TorchDispatchMode):
+    """The operators that run, but for those that make the empty buffers of a memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "empty" not in str(function):
+            self.names.append(str(function))
+        return function(*args, **kwargs or {})
+
+
+@EACH
+def test_making_a_loss_runs_none(make: Any) -> None:
+    AccuracyLoss()(torch.zeros(1, 2), torch.tensor([0]))
+    before = lossmith.last_kernel()
+    assert before == "closed form"
+    with lossmith.use_kernel("reference"):
+        AccuracyLoss("laplace")(torch.zeros(1, 3), torch.tensor([0]))
+    assert lossmith.last_kernel() == "reference"
+    with Operators() as operators:
+        make(**({} if make is MAKERS["CostLoss"] else {"scale": 2.0}))
+    assert lossmith.last_kernel() == "reference"
+    assert make is MAKERS["CostLoss"] or operators.names == []
 
 
 CLASSES = ["AccuracyLoss", "TopKAccuracyLoss", "BalancedAccuracyLoss", "CostLoss", "FBetaLoss", "JaccardLoss", "metric"]

@@ -1,4 +1,4 @@
-"""Checks of tensors that users pass in; every message is one line: what, expected, got, and what to do.
+"""A user's arguments: checks and layouts. Every message is one line: what, expected, got, and what to do.
 
 Values are looked at only where that costs no wait and breaks no graph: on the CPU, and in eager mode (``has_values``).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from numbers import Real
 
 import torch
@@ -102,19 +103,68 @@ def check_target_values(target: Tensor, classes: int, ignore_index: int | None =
         raise ValueError(f"target: expected class indices from 0 to {classes - 1}, got {low} to {high}")
 
 
-def checked_rank(k: int, scores: Tensor | None = None) -> int:
-    """k as an integer from 1 to the C of scores (…, C), or ≥ 1 where there are none yet; refuses anything else."""
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse what is none of the names."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, got {value!r}")
+
+
+def check_number(name: str, value: object, kind: str = "a number") -> None:
+    """Refuse what is no real number; bool is none."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected {kind}, got {type(value).__name__}")
+
+
+def check_order(q: float) -> None:
+    """Refuse an order of the q-logarithm that is not a finite number ≥ 0."""
+    check_number("q", q)
+    if not 0 <= q < math.inf:
+        raise ValueError(f"q: expected a finite number ≥ 0, got {q}; 0 is the metric itself, 1 its negative logarithm")
+
+
+def check_scale(scale: float | Tensor) -> None:
+    """Refuse a scale that no scores can have: no number > 0 and no tensor, whose values are looked at beside the scores."""
+    if isinstance(scale, Tensor):
+        return
+    check_number("scale", scale, "a number or a tensor")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale: expected a positive number, got {scale}")
+
+
+def check_margin(margin: float | None) -> None:
+    """Refuse a cap of the lead that is neither None nor a number ≥ 0."""
+    if margin is None:
+        return
+    check_number("margin", margin, "a number or None")
+    if not margin >= 0:
+        raise ValueError(f"margin: expected a number ≥ 0 in units of the scores, got {margin}")
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Refuse a share of the target to spread that is not from 0 to 1."""
+    check_number("label_smoothing", label_smoothing)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing}")
+
+
+def check_positive(name: str, value: float, unit: str = "") -> None:
+    """Refuse what is no finite number > 0."""
+    check_number(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a positive number{unit}, got {value}")
+
+
+def checked_rank(k: int, classes: int | None = None) -> int:
+    """k as an integer ≥ 1 and, where it is known how many there are, at most C; refuses anything else."""
     try:
         if isinstance(k, bool):
             raise TypeError
         k = operator.index(k)
     except TypeError:
         raise TypeError(f"k: expected an integer, got {type(k).__name__}") from None
-    if scores is None:
-        if k < 1:
-            raise ValueError(f"k: expected an integer ≥ 1, got {k}")
-    elif not 1 <= k <= scores.shape[-1]:
-        raise ValueError(f"k: expected an integer from 1 to the {scores.shape[-1]} classes, got {k}")
+    if k < 1 or (classes is not None and k > classes):
+        span = "≥ 1" if classes is None else f"from 1 to the {classes} classes"
+        raise ValueError(f"k: expected an integer {span}, got {k}")
     return k
 
 
@@ -130,11 +180,8 @@ def checked_count(name: str, value: int) -> int:
 def checked_scale(scale: float | Tensor, scores: Tensor) -> float | Tensor:
     """The scale as a number, or as a tensor (…, 1) for scores (…, C); refuses what is not positive in their dtype."""
     tiny = torch.finfo(scores.dtype).tiny
+    check_scale(scale)
     if not isinstance(scale, Tensor):
-        if not isinstance(scale, Real) or isinstance(scale, bool):
-            raise TypeError(f"scale: expected a number or a tensor, got {type(scale).__name__}")
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale: expected a positive number, got {scale}")
         if scale < tiny:
             raise ValueError(f"scale: expected at least {tiny:.1g}, the smallest of {scores.dtype}, got {scale}")
         return float(scale)
@@ -148,3 +195,80 @@ def checked_scale(scale: float | Tensor, scores: Tensor) -> float | Tensor:
     if has_values(scale) and not bool((valid := (scale >= tiny) & (scale < math.inf)).all()):
         raise ValueError(f"scale: expected positive numbers, got a tensor with {float(scale.detach()[~valid][0])}")
     return scale
+
+
+# Layouts
+
+
+def one_hot(index: Tensor, classes: int) -> Tensor:
+    """Class indices (…) as (…, C) of bool; unlike torch's own it looks at no value, which ``torch.func`` forbids."""
+    return index.unsqueeze(-1) == torch.arange(classes, device=index.device)
+
+
+def at(values: Tensor, index: Tensor) -> Tensor:
+    """values[index], (…, *) of values (C, *) and indices (…), which ``torch.compile`` would not trace for a single index."""
+    return values.index_select(0, index.reshape(-1)).reshape((*index.shape, *values.shape[1:]))
+
+
+def classes_last(scores: Tensor, target: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
+    """Scores (C,), (N, C) or (N, C, d1, …) with the classes moved to the end, and the target likewise if it has classes.
+
+    Raises:
+        TypeError: scores are not floating point.
+        ValueError: fewer than ``least`` classes, or shapes that fit neither class indices nor class probabilities.
+    """
+    check_tensors(scores=scores, target=target)
+    class_dim = 1 if scores.dim() > 1 else 0
+    if scores.dim() == 0:
+        raise ValueError("scores: expected shape (C,), (N, C) or (N, C, d1, …), got a single number")
+    last = scores if class_dim == scores.dim() - 1 else scores.movedim(class_dim, -1)
+    check_scores(last, least)
+    index_shape = scores.shape[:class_dim] + scores.shape[class_dim + 1 :]
+    if target.is_floating_point() and target.shape == scores.shape:
+        target = target.movedim(class_dim, -1)
+    elif target.is_floating_point() or target.shape != index_shape:
+        raise ValueError(
+            f"target: expected class indices of shape {tuple(index_shape)} or floating-point class probabilities of shape "
+            f"{tuple(scores.shape)}, got {target.dtype} of shape {tuple(target.shape)}"
+        )
+    check_device(target, last)
+    return last, target
+
+
+def labels_last(scores: Tensor, target: Tensor, ignore_index: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Multi-label scores (L,), (N, L) or (N, L, d1, …) with the labels moved to the end, and targets of the same shape.
+
+    Returns:
+        scores (…, L); the target (…, L) in the scores' dtype, 0 where it is ignored; whether it counts (…, L).
+
+    Raises:
+        TypeError: scores are not floating point.
+        ValueError: shapes differ; an integer target other than 0, 1 and ``ignore_index``, a floating-point one outside [0, 1].
+    """
+    check_tensors(scores=scores, target=target)
+    if not scores.is_floating_point():
+        raise TypeError(f"scores: expected a floating-point tensor, got {scores.dtype}; pass raw model outputs")
+    if scores.dim() == 0 or target.shape != scores.shape:
+        raise ValueError(
+            f"target: expected the shape of the scores {tuple(scores.shape)}, 0 or 1 for each label, got {tuple(target.shape)}"
+        )
+    check_device(target, scores)
+    class_dim = 1 if scores.dim() > 1 else 0
+    if scores.shape[class_dim] == 0:
+        raise ValueError(f"scores: expected at least one label in dimension {class_dim}, got {tuple(scores.shape)}")
+    last, target = scores.movedim(class_dim, -1), target.movedim(class_dim, -1)
+    keep = torch.ones_like(target, dtype=torch.bool)
+    if ignore_index is not None and not target.is_floating_point() and target.dtype != torch.bool:
+        keep = target != ignore_index
+    wanted = target.masked_fill(~keep, 0).to(last.dtype)
+    if has_values(wanted):
+        valid = (wanted >= 0) & (wanted <= 1) if target.is_floating_point() else (wanted == 0) | (wanted == 1)
+        if not valid.all():
+            raise ValueError(f"target: expected 0 or 1 for each label, got {wanted[~valid][0].item():g}")
+        check_score_values(last.masked_fill(~keep, 0.0))
+    return last, wanted, keep
+
+
+def over_something(total: Tensor) -> Tensor:
+    """A divisor for sums over samples: the total, or 1 where it is 0, for nothing over nothing is to be 0."""
+    return torch.where(total == 0, 1, total) if total.is_floating_point() else total.clamp_min(1)

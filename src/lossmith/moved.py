@@ -22,6 +22,7 @@ MOVED = {  # old name: new name, both below the package; "" stands for a package
     "compare.candidates": "catalogue",
     "distributed": "parallel.classes",
     "groups": "parallel.samples",
+    "layout": "losses.base",
     "losses.confusion": "losses.counts",
     "losses.multilabel": "losses.labels",
     "qlog": "maths.qlog",

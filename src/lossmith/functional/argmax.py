@@ -17,6 +17,7 @@ from lossmith.engine.argmax import reference
 from lossmith.engine.runtime import custom_op as opaque
 from lossmith.engine.runtime import select
 from lossmith.inputs import (
+    check_margin,
     check_score_values,
     check_scores,
     check_target,
@@ -102,8 +103,7 @@ def argmax_log_prob(
     tensor([0.6285], dtype=torch.float64)
     """
     distribution = noises.get(noise)
-    if margin is not None and not margin >= 0:
-        raise ValueError(f"margin: expected a number ≥ 0 in units of the scores, got {margin}")
+    check_margin(margin)
     if class_group is not None:
         distributed.check_group(class_group, distribution)
         if distributed.size(class_group) > 1:
@@ -209,7 +209,7 @@ def topk_log_prob(
     distribution = noises.get(noise)
     check_scores(scores)
     check_target(target, scores)
-    k = checked_rank(k, scores)
+    k = checked_rank(k, scores.shape[-1])
     if k == 1:
         return argmax_log_prob(scores, target, noise=distribution, scale=scale)
     scale = checked_scale(scale, _compute_type(scores))

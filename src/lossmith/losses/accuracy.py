@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lossmith import functional
 from lossmith.functional.argmax import standardize_samples
-from lossmith.inputs import checked_rank, has_values
-from lossmith.layout import Reduction, at, classes_last, in_full_precision, over_something
-from lossmith.losses.base import Over, SampleLoss
+from lossmith.inputs import at, check_margin, checked_rank, classes_last, has_values, over_something
+from lossmith.losses.base import Over, Reduction, SampleLoss, in_full_precision
 from lossmith.noise import Noise
 from lossmith.parallel import classes as distributed
 
@@ -110,7 +109,7 @@ class AccuracyLoss(SampleLoss):
             label_smoothing=label_smoothing,
             process_group=process_group,
         )
-        functional.argmax_log_prob(torch.zeros(2), torch.tensor(0), noise="gumbel", margin=margin)  # checks it
+        check_margin(margin)
         self.margin = margin
         self.standardize = standardize
         self.class_group = class_group
@@ -212,10 +211,25 @@ class TopKAccuracyLoss(SampleLoss):
         scale: float | Tensor = 1.0,
         q: float = 1.0,
         over: Over = "sample",
-        **options: Any,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(noise, scale, q, over, **options)
-        self.k = checked_rank(k)
+        super().__init__(
+            noise,
+            scale,
+            q,
+            over,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            process_group=process_group,
+        )
+        self.k = checked_rank(k)  # at most C: that is seen with the scores
 
     def log_prob(self, scores: Tensor, target: Tensor) -> Tensor:
         """log P(the target is among the first k)."""
@@ -274,9 +288,24 @@ class BalancedAccuracyLoss(SampleLoss):
         scale: float | Tensor = 1.0,
         q: float = 1.0,
         over: Over = "sample",
-        **options: Any,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(noise, scale, q, over, **options)
+        super().__init__(
+            noise,
+            scale,
+            q,
+            over,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            process_group=process_group,
+        )
 
     @property
     def weighs(self) -> bool:

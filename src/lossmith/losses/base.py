@@ -3,22 +3,112 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lossmith import functional
 from lossmith import noise as noises
-from lossmith.inputs import has_values
-from lossmith.layout import ClassificationLoss, Reduction, classes_last, in_full_precision, one_hot, over_something
+from lossmith.inputs import (
+    at,
+    check_choice,
+    check_order,
+    check_scale,
+    check_smoothing,
+    check_target,
+    classes_last,
+    has_values,
+    one_hot,
+    over_something,
+)
 from lossmith.noise import Noise
 from lossmith.parallel import samples as groups
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+Reduction = Literal["mean", "sum", "none"]
 Over = Literal["sample", "batch"]
+REDUCTIONS, OVERS = ("mean", "sum", "none"), ("sample", "batch")
+Forward = TypeVar("Forward", bound=Callable[..., Tensor])
+
+
+def in_full_precision(forward: Forward) -> Forward:
+    """A module's ``forward(scores, …)`` in float32 where the scores are of a half type, its loss then of their type.
+
+    Under autocast nothing inside is cast, and the loss is float32: as with ``torch.nn.functional.cross_entropy``, and as
+    ``torch.amp.GradScaler`` needs it, whose first factor of 65536 no float16 holds.
+    """
+
+    @wraps(forward)
+    def wrapped(self: nn.Module, scores: Tensor, *others: Any, **options: Any) -> Tensor:
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            return forward(self, scores, *others, **options)  # which refuses it
+        kind, half = scores.device.type, scores.dtype in (torch.bfloat16, torch.float16)
+        entering = scores.float() if half else scores
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return forward(self, entering, *others, **options)
+        loss = forward(self, entering, *others, **options)
+        return loss.to(scores.dtype) if half else loss
+
+    return cast(Forward, wrapped)
+
+
+class ClassificationLoss(nn.Module):
+    """What every loss here shares: class weights, ignored targets and the reduction over samples.
+
+    Args:
+        weight: (C,) weight of each class, or None.
+        ignore_index: class index that marks samples to leave out.
+        reduction: "mean" (weighted by the target's class weight), "sum" or "none". The mean over no sample at all is 0, with a
+            gradient of 0 (in ``torch.nn.CrossEntropyLoss`` it is nan, which ends a training).
+
+    Raises:
+        TypeError, ValueError: an argument out of range.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, *, weight: Tensor | None = None, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        check_choice("reduction", reduction, REDUCTIONS)
+        if weight is not None and not isinstance(weight, Tensor):
+            raise TypeError(f"weight: expected a torch.Tensor of shape (C,), got {type(weight).__name__}")
+        if weight is not None and weight.dim() != 1:
+            raise ValueError(f"weight: expected shape (C,), one a class, got {tuple(weight.shape)}")
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise TypeError(f"ignore_index: expected an integer, got {type(ignore_index).__name__}")
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def split_ignored(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Class indices, checked, with the ignored ones replaced by 0, and the mask of those that count."""
+        check_target(target, scores, self.ignore_index)
+        keep = target != self.ignore_index
+        return torch.where(keep, target, 0).long(), keep  # torch takes an index of bytes for a mask
+
+    def class_weight(self, scores: Tensor) -> Tensor:
+        """Weight of each class for scores (…, C), checked; ones where none was given."""
+        if self.weight is None:
+            return scores.new_ones(scores.shape[-1])
+        if self.weight.shape != scores.shape[-1:]:
+            raise ValueError(f"weight: expected shape ({scores.shape[-1]},), one a class, got {tuple(self.weight.shape)}")
+        return self.weight.to(scores)
+
+    def sample_weight(self, index: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
+        """Weight of each sample: its class's, and 0 where it is ignored."""
+        return keep.to(scores) if self.weight is None else keep * at(self.class_weight(scores), index)
+
+    def reduce(self, losses: Tensor, total_weight: Tensor) -> Tensor:
+        """Weighted losses of the samples to the module's output; "mean" divides by ``total_weight``."""
+        if self.reduction == "none":
+            return losses
+        return losses.sum() if self.reduction == "sum" else losses.sum() / over_something(total_weight)
 
 
 class MetricLoss(ClassificationLoss):
@@ -54,10 +144,8 @@ class MetricLoss(ClassificationLoss):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(weight=weight, ignore_index=ignore_index, reduction=reduction)
-        # Each function below checks its own argument; asking now puts the error at the constructor.
-        functional.neg_log_q(torch.zeros(()), q)
-        number = 1.0 if isinstance(scale, Tensor) else scale  # a tensor is checked against the scores it comes with
-        functional.argmax_log_prob(torch.zeros(2), torch.tensor(0), noise="gumbel", scale=number)
+        check_order(q)
+        check_scale(scale)
         if process_group is not None:
             groups.check_group(process_group, "process_group")
         self.noise = noises.get(noise)
@@ -98,17 +186,19 @@ class MeanLoss(MetricLoss):
         q: float,
         over: Over,
         *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
         reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
-        **options: Any,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(noise, scale, q, reduction=reduction, **options)
-        if over not in ("sample", "batch"):
-            raise ValueError(f"over: expected 'sample' or 'batch', got {over!r}")
+        super().__init__(
+            noise, scale, q, weight=weight, ignore_index=ignore_index, reduction=reduction, process_group=process_group
+        )
+        check_choice("over", over, OVERS)
         if over == "batch" and reduction != "mean":
             raise ValueError(f"reduction: over='batch' gives one number a batch and takes 'mean' only, got {reduction!r}")
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing}")
+        check_smoothing(label_smoothing)
         self.over = over
         self.label_smoothing = label_smoothing
 

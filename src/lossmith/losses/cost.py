@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from lossmith import functional
-from lossmith.inputs import check_tensors, has_values
-from lossmith.layout import at, classes_last, in_full_precision, one_hot, over_something
-from lossmith.losses.base import MeanLoss, Over
+from lossmith.inputs import at, check_tensors, classes_last, has_values, one_hot, over_something
+from lossmith.losses.base import MeanLoss, Over, Reduction, in_full_precision
 from lossmith.noise import Noise
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class CostLoss(MeanLoss):
@@ -59,9 +63,24 @@ class CostLoss(MeanLoss):
         scale: float | Tensor = 1.0,
         q: float = 1.0,
         over: Over = "sample",
-        **options: object,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(noise, scale, q, over, **options)  # type: ignore[arg-type]
+        super().__init__(
+            noise,
+            scale,
+            q,
+            over,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            process_group=process_group,
+        )
         if cost is not None:
             cost = torch.as_tensor(cost)
             if cost.dim() != 2 or cost.shape[0] != cost.shape[1] or len(cost) < 2:

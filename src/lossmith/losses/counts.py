@@ -5,15 +5,25 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lossmith import functional
-from lossmith.inputs import check_tensors, checked_scale, has_values
-from lossmith.layout import classes_last, in_full_precision, labels_last, one_hot, over_something
-from lossmith.losses.base import MetricLoss
+from lossmith.inputs import (
+    check_choice,
+    check_positive,
+    check_smoothing,
+    check_tensors,
+    checked_scale,
+    classes_last,
+    has_values,
+    labels_last,
+    one_hot,
+    over_something,
+)
+from lossmith.losses.base import MetricLoss, in_full_precision
 from lossmith.losses.labels import log_outcomes
 from lossmith.losses.memory import ScoreMemory
 from lossmith.noise import Noise
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
 
 Average = Literal["binary", "macro", "micro", "weighted", "none"]
 Task = Literal["multiclass", "multilabel"]
+AVERAGES, TASKS = ("binary", "macro", "micro", "weighted", "none"), ("multiclass", "multilabel")
 OfCounts = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 LEAST = 1e-148  # of a probability in one's own metric: a product of two is not 0, where a root would have no slope
 SLACK = 1e-9  # of a metric above 1, by rounding
@@ -136,16 +147,13 @@ class ConfusionLoss(MetricLoss):
         super().__init__(
             noise, scale, q, weight=weight, ignore_index=ignore_index, reduction=reduction, process_group=process_group
         )
-        if average not in ("binary", "macro", "micro", "weighted", "none"):
-            raise ValueError(f"average: expected 'binary', 'macro', 'micro', 'weighted' or 'none', got {average!r}")
-        if task not in ("multiclass", "multilabel"):
-            raise ValueError(f"task: expected 'multiclass' or 'multilabel', got {task!r}")
+        check_choice("average", average, AVERAGES)
+        check_choice("task", task, TASKS)
         if average == "binary" and task == "multilabel":
             raise ValueError("average: 'binary' is for one label, expected another with task='multilabel'; use 'macro'")
         if reduction != "mean":
             raise ValueError(f"reduction: the metric is one of the whole batch, expected 'mean', got {reduction!r}")
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing}")
+        check_smoothing(label_smoothing)
         if weight is not None and task == "multilabel":
             raise ValueError("weight: weighs samples by their class and needs task='multiclass'; leave it out")
         if isinstance(scale, Tensor) and scale.numel() > 1 and memory:
@@ -295,10 +303,36 @@ class FBetaLoss(ConfusionLoss):
     tensor(0.5000)
     """
 
-    def __init__(self, beta: float = 1.0, average: Average = "macro", task: Task = "multiclass", **options: Any) -> None:
-        super().__init__(average, task, **options)
-        if not 0 < beta < float("inf"):
-            raise ValueError(f"beta: expected a positive number, got {beta}")
+    def __init__(
+        self,
+        beta: float = 1.0,
+        average: Average = "macro",
+        task: Task = "multiclass",
+        noise: str | Noise = "gumbel",
+        scale: float | Tensor = 1.0,
+        q: float = 1.0,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Literal["mean"] = "mean",
+        label_smoothing: float = 0.0,
+        process_group: ProcessGroup | None = None,
+        memory: int = 0,
+    ) -> None:
+        super().__init__(
+            average,
+            task,
+            noise,
+            scale,
+            q,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            process_group=process_group,
+            memory=memory,
+        )
+        check_positive("beta", beta)
         self.beta = beta
 
     def of_counts(self, counts: Counts) -> Tensor:
@@ -344,12 +378,26 @@ class Metric(NamedTuple):
     counted: Callable[[Tensor, Tensor], Tensor]
 
 
-def metric(of_counts: OfCounts, **options: Any) -> Metric:
+def metric(
+    of_counts: OfCounts,
+    average: Average = "macro",
+    task: Task = "multiclass",
+    noise: str | Noise = "gumbel",
+    scale: float | Tensor = 1.0,
+    q: float = 1.0,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Literal["mean"] = "mean",
+    label_smoothing: float = 0.0,
+    process_group: ProcessGroup | None = None,
+    memory: int = 0,
+) -> Metric:
     r"""A metric of one's own, m(tp, fp, fn, tn), as a loss and as a counted metric.
 
     Args:
         of_counts: from four tensors (…) of one shape, float64, differentiably to values (…) in [0, 1], 1 being the best.
-        options: as in ``ConfusionLoss``: average, task, noise, scale, q, weight, …
+        others: as in ``ConfusionLoss``.
 
     Returns:
         ``loss``, a module of (scores, target), −log_q of the metric of expected counts; and ``counted``, a function of (scores,
@@ -368,15 +416,55 @@ def metric(of_counts: OfCounts, **options: Any) -> Metric:
     """
     if not callable(of_counts):
         raise TypeError(f"metric: expected a function of (tp, fp, fn, tn), got {type(of_counts).__name__}")
-    made = OwnMetricLoss(of_counts, **options)
+    made = OwnMetricLoss(
+        of_counts,
+        average,
+        task,
+        noise,
+        scale,
+        q,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        process_group=process_group,
+        memory=memory,
+    )
     return Metric(made, made.counted)
 
 
 class OwnMetricLoss(ConfusionLoss):
     """What ``metric`` makes."""
 
-    def __init__(self, of_counts: OfCounts, average: Average = "macro", **options: Any) -> None:
-        super().__init__(average, **options)
+    def __init__(
+        self,
+        of_counts: OfCounts,
+        average: Average = "macro",
+        task: Task = "multiclass",
+        noise: str | Noise = "gumbel",
+        scale: float | Tensor = 1.0,
+        q: float = 1.0,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Literal["mean"] = "mean",
+        label_smoothing: float = 0.0,
+        process_group: ProcessGroup | None = None,
+        memory: int = 0,
+    ) -> None:
+        super().__init__(
+            average,
+            task,
+            noise,
+            scale,
+            q,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            process_group=process_group,
+            memory=memory,
+        )
         self._of_counts = of_counts
 
     def of_counts(self, counts: Counts) -> Tensor:

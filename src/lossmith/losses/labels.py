@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lossmith import functional
-from lossmith.layout import in_full_precision, labels_last
-from lossmith.losses.base import MeanLoss, Over
+from lossmith.inputs import labels_last
+from lossmith.losses.base import MeanLoss, Over, Reduction, in_full_precision
 from lossmith.noise import Noise
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class SubsetAccuracyLoss(MeanLoss):
@@ -53,13 +56,17 @@ class SubsetAccuracyLoss(MeanLoss):
         scale: float | Tensor = 1.0,
         q: float = 1.0,
         over: Over = "sample",
-        **options: Any,
+        *,
+        weight: None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        for name in ("weight", "label_smoothing"):
-            given = options.get(name)
-            if given is not None and not (name == "label_smoothing" and given == 0):
+        for name, given in (("weight", weight is not None), ("label_smoothing", label_smoothing != 0)):
+            if given:
                 raise ValueError(f"{name}: has no meaning for a subset of labels; leave it out")
-        super().__init__(noise, scale, q, over, **options)
+        super().__init__(noise, scale, q, over, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
 
     @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:

@@ -12,9 +12,17 @@ from torch import Tensor
 
 from lossmith import functional
 from lossmith.engine.runtime import custom_op as opaque
-from lossmith.inputs import check_tensors, has_values
-from lossmith.layout import classes_last, in_full_precision, labels_last, one_hot, over_something
-from lossmith.losses.base import MetricLoss
+from lossmith.inputs import (
+    check_choice,
+    check_number,
+    check_tensors,
+    classes_last,
+    has_values,
+    labels_last,
+    one_hot,
+    over_something,
+)
+from lossmith.losses.base import MetricLoss, in_full_precision
 from lossmith.losses.memory import ScoreMemory
 from lossmith.noise import Noise
 from lossmith.parallel import samples as groups
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 
 Task = Literal["binary", "multiclass", "multilabel"]
 Average = Literal["macro", "weighted", "micro", "none"]
+TASKS, AVERAGES = ("binary", "multiclass", "multilabel"), ("macro", "weighted", "micro", "none")
 TINY = 1e-8  # an AUC, or what it lacks, below which, the error being 1e-14, the hardest pairs are taken in log space
 HARDEST = 256  # of either side
 
@@ -63,10 +72,8 @@ class RankingLoss(MetricLoss):
         memory: int = 0,
     ) -> None:
         super().__init__(noise, scale, q, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
-        if task not in ("binary", "multiclass", "multilabel"):
-            raise ValueError(f"task: expected 'binary', 'multiclass' or 'multilabel', got {task!r}")
-        if average not in ("macro", "weighted", "micro", "none"):
-            raise ValueError(f"average: expected 'macro', 'weighted', 'micro' or 'none', got {average!r}")
+        check_choice("task", task, TASKS)
+        check_choice("average", average, AVERAGES)
         if weight is not None:
             raise ValueError("weight: the metric does not depend on how much a class weighs; leave it out")
         if reduction != "mean":
@@ -169,11 +176,36 @@ class AUCLoss(RankingLoss):
     """
 
     def __init__(
-        self, task: Task = "binary", average: Average = "macro", *, max_fpr: float | None = None, **options: Any
+        self,
+        task: Task = "binary",
+        average: Average = "macro",
+        noise: str | Noise = "normal",
+        scale: float | Tensor = 1.0,
+        q: float = 1.0,
+        *,
+        max_fpr: float | None = None,
+        weight: None = None,
+        ignore_index: int = -100,
+        reduction: Literal["mean"] = "mean",
+        process_group: ProcessGroup | None = None,
+        memory: int = 0,
     ) -> None:
-        super().__init__(task, average, **options)
-        if max_fpr is not None and not 0 < max_fpr <= 1:
-            raise ValueError(f"max_fpr: expected a rate above 0 and at most 1, got {max_fpr}")
+        super().__init__(
+            task,
+            average,
+            noise,
+            scale,
+            q,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            process_group=process_group,
+            memory=memory,
+        )
+        if max_fpr is not None:
+            check_number("max_fpr", max_fpr, "a number or None")
+            if not 0 < max_fpr <= 1:
+                raise ValueError(f"max_fpr: expected a rate above 0 and at most 1, got {max_fpr}")
         self.max_fpr = max_fpr
 
     @property

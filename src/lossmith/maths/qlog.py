@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from lossmith.inputs import check_order
 
 
 def neg_log_q(log_m: Tensor, q: float) -> Tensor:
@@ -24,7 +24,7 @@ def neg_log_q(log_m: Tensor, q: float) -> Tensor:
         range of exp (709 in float64).
 
     Raises:
-        ValueError: q is negative or not finite.
+        TypeError: q is no number. ValueError: q is negative or not finite.
 
     Source: Tsallis (1988); as a loss, Zhang & Sabuncu, "Generalized cross entropy loss", NeurIPS 2018 (their q is 1 − q here).
 
@@ -34,8 +34,7 @@ def neg_log_q(log_m: Tensor, q: float) -> Tensor:
     >>> neg_log_q(log_m, 0.0)
     tensor([1.0000e-09, 8.6466e-01], dtype=torch.float64)
     """
-    if not 0 <= q < math.inf:
-        raise ValueError(f"q: expected a finite number ≥ 0, got {q}; 0 is the metric itself, 1 its negative logarithm")
+    check_order(q)
     if q == 1:
         return -log_m
     x = (1 - q) * log_m

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lossmith.functional import standardize_scores
-from lossmith.inputs import has_values
-from lossmith.layout import ClassificationLoss, classes_last, in_full_precision
+from lossmith.inputs import check_number, classes_last, has_values
+from lossmith.losses.base import ClassificationLoss, Reduction, in_full_precision
 
 # Stands for −inf where terms are left out of a log-sum-exp: the gradient of one over nothing but −inf is nan, this one's is 0.
 ABSENT = -1e30
@@ -19,8 +18,15 @@ ABSENT = -1e30
 class IndexLoss(ClassificationLoss):
     """A weighted mean, over samples, of a loss of scores (…, C) and class indices (…)."""
 
-    def __init__(self, *, standardize: bool = False, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        *,
+        standardize: bool = False,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(weight=weight, ignore_index=ignore_index, reduction=reduction)
         self.standardize = standardize
 
     @in_full_precision
@@ -54,6 +60,7 @@ def own_log_prob(scores: Tensor, index: Tensor) -> Tensor:
 
 def positive(name: str, value: float) -> float:
     """The value, if it is > 0."""
+    check_number(name, value)
     if not value > 0:
         raise ValueError(f"{name}: expected a number > 0 in units of the scores, got {value}")
     return value

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lossmith.layout import ClassificationLoss, Reduction, in_full_precision, labels_last
+from lossmith.inputs import labels_last
+from lossmith.losses.base import ClassificationLoss, Reduction, in_full_precision
 from lossmith.surrogates.base import ABSENT
 
 

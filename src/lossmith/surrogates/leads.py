@@ -9,11 +9,11 @@ shrinks with C.) Ties share the gradient.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lossmith.losses.base import Reduction
 from lossmith.surrogates.base import IndexLoss, positive
 
 
@@ -47,8 +47,16 @@ class HingeLoss(_LeadLoss):
     tensor(0.5000)
     """
 
-    def __init__(self, margin: float = 1.0, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        margin: float = 1.0,
+        *,
+        standardize: bool = False,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(standardize=standardize, weight=weight, ignore_index=ignore_index, reduction=reduction)
         self.margin = positive("margin", margin)
 
     def of_lead(self, lead: Tensor) -> Tensor:
@@ -71,8 +79,16 @@ class SigmoidLoss(_LeadLoss):
     tensor(0.5000)
     """
 
-    def __init__(self, scale: float = 1.0, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        scale: float = 1.0,
+        *,
+        standardize: bool = False,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(standardize=standardize, weight=weight, ignore_index=ignore_index, reduction=reduction)
         self.scale = positive("scale", scale)
 
     def of_lead(self, lead: Tensor) -> Tensor:
@@ -96,8 +112,16 @@ class PolynomialLoss(_LeadLoss):
     tensor(0.1562)
     """
 
-    def __init__(self, scale: float = 1.0, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        scale: float = 1.0,
+        *,
+        standardize: bool = False,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(standardize=standardize, weight=weight, ignore_index=ignore_index, reduction=reduction)
         self.scale = positive("scale", scale)
 
     def of_lead(self, lead: Tensor) -> Tensor:

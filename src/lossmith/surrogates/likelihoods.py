@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lossmith.inputs import check_number
+from lossmith.losses.base import Reduction
 from lossmith.maths.qlog import neg_log_q
 from lossmith.surrogates.base import IndexLoss, own_log_prob, positive
 
@@ -33,8 +34,17 @@ class BetaBernoulliLoss(IndexLoss):
     tensor(0.6931, grad_fn=<DivBackward0>)
     """
 
-    def __init__(self, num_classes: int | None = None, scale: float = 1.0, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        scale: float = 1.0,
+        *,
+        standardize: bool = False,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(standardize=standardize, weight=weight, ignore_index=ignore_index, reduction=reduction)
         self.scale = positive("scale", scale)
         self.mix_logit = nn.Parameter(torch.zeros(()))
         self.prior_logits = None if num_classes is None else nn.Parameter(torch.zeros(num_classes))
@@ -61,8 +71,17 @@ class PolyLoss(IndexLoss):
     tensor(1.6931)
     """
 
-    def __init__(self, epsilon: float = 1.0, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        epsilon: float = 1.0,
+        *,
+        standardize: bool = False,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(standardize=standardize, weight=weight, ignore_index=ignore_index, reduction=reduction)
+        check_number("epsilon", epsilon)
         if not epsilon >= -1:
             raise ValueError(f"epsilon: expected a number ≥ -1, got {epsilon}")
         self.epsilon = epsilon
@@ -97,8 +116,17 @@ class GammaCrossEntropyLoss(IndexLoss):
     tensor(0.5754)
     """
 
-    def __init__(self, gamma: float = 0.1, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        gamma: float = 0.1,
+        *,
+        standardize: bool = False,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(standardize=standardize, weight=weight, ignore_index=ignore_index, reduction=reduction)
+        check_number("gamma", gamma)
         if not 0 <= gamma < 1:
             raise ValueError(
                 f"gamma: expected a number ≥ 0 and < 1, got {gamma}; the limit 1 is AccuracyLoss(noise='gumbel', q=0.0)"

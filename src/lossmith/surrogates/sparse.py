@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lossmith.losses.base import Reduction
 from lossmith.surrogates.base import IndexLoss
 
 
@@ -19,8 +20,15 @@ class _SparseLoss(IndexLoss):
     the value does not depend on that of τ, but the second derivative does.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        *,
+        standardize: bool = False,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(standardize=standardize, weight=weight, ignore_index=ignore_index, reduction=reduction)
         try:
             import entmax
         except ImportError as error:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lossmith.inputs import checked_count, checked_rank
+from lossmith.inputs import checked_rank
+from lossmith.losses.base import Reduction
 from lossmith.surrogates.base import ABSENT, IndexLoss
 
 
@@ -41,14 +40,20 @@ class SmoothTopKLoss(IndexLoss):
     tensor(2.)
     """
 
-    def __init__(self, k: int, **options: Any) -> None:
-        super().__init__(**options)
-        if not checked_count("k", k):
-            raise ValueError("k: expected an integer ≥ 1, got 0")
-        self.k = k  # that C ≥ k is seen with the scores
+    def __init__(
+        self,
+        k: int,
+        *,
+        standardize: bool = False,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(standardize=standardize, weight=weight, ignore_index=ignore_index, reduction=reduction)
+        self.k = checked_rank(k)  # that C ≥ k is seen with the scores
 
     def per_sample(self, scores: Tensor, index: Tensor) -> Tensor:
-        k, own = checked_rank(self.k, scores), index.unsqueeze(-1)
+        k, own = checked_rank(self.k, scores.shape[-1]), index.unsqueeze(-1)
         z = scores - scores.detach().amax(-1, keepdim=True)
         log_e = _log_symmetric(z.scatter(-1, own, ABSENT).clamp_min(ABSENT), k)
         odds = z.gather(-1, own).squeeze(-1) + log_e[k - 1] - log_e[k]

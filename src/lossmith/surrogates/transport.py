@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from lossmith.functional import standardize_scores
-from lossmith.inputs import check_tensors
-from lossmith.layout import classes_last, in_full_precision
+from lossmith.inputs import check_tensors, classes_last
+from lossmith.losses.base import Reduction, in_full_precision
 from lossmith.surrogates.base import IndexLoss
 
 
@@ -49,8 +47,16 @@ class EMOLoss(IndexLoss):
 
     embeddings: Tensor
 
-    def __init__(self, embeddings: Tensor, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        embeddings: Tensor,
+        *,
+        standardize: bool = False,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(standardize=standardize, weight=weight, ignore_index=ignore_index, reduction=reduction)
         self.register_buffer("embeddings", _directions(embeddings))
 
     @in_full_precision
