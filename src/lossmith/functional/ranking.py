@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.engine.ranking import autograd as auc
-from lossmith.engine.ranking import average_precision as precision
-from lossmith.engine.ranking import multipole as pairs
-from lossmith.engine.ranking.multipole import Weighted
+from lossmith.engine.ranking.average_precision import average_precision
+from lossmith.engine.ranking.reference import expected_wins
 from lossmith.inputs import check_tensors
+from lossmith.maths.chebyshev import BATCH, Weighted, total
 from lossmith.noise import Noise
 
 MOST_UNITS = 1e15  # beyond, float64 cannot tell scores one unit of noise apart
@@ -74,8 +74,8 @@ def expected_auc(
         w = torch.ones_like(s, dtype=torch.float64) if w is None else w
         x = _in_units(s, sigma)
         winners, losers = Weighted(x[positive], w[positive]), Weighted(x[~positive], w[~positive])
-        most = pairs.total(winners.weight) * pairs.total(losers.weight)
-        return pairs.expected_wins(winners, losers, distribution) / most
+        most = total(winners.weight) * total(losers.weight)
+        return expected_wins(winners, losers, distribution) / most
 
     found = auc.by_kernel(scores, target, distribution, scale, weight, plain)
     if isinstance(found, Tensor):
@@ -137,7 +137,7 @@ def expected_average_precision(
     check_tensors(scores=scores, target=target)
     positive = _checked_labels(scores, target)
     x = _in_units(scores, scale)
-    return precision.average_precision(x, positive, distribution).to(scores.dtype)
+    return average_precision(x, positive, distribution).to(scores.dtype)
 
 
 def _checked_labels(scores: Tensor, target: Tensor) -> Tensor:
@@ -200,6 +200,6 @@ def _in_units(scores: Tensor, scale: float | Tensor) -> Tensor:
         )
     s = s - torch.zeros_like(low).clamp(low, high)
     # By rows, for the sum that is the gradient of the scale: one long sum would depend on the number of threads.
-    rows = -(-len(s) // pairs.CHUNK)
-    s = torch.nn.functional.pad(s, (0, rows * pairs.CHUNK - len(s))).view(rows, pairs.CHUNK)
+    rows = -(-len(s) // BATCH)
+    s = torch.nn.functional.pad(s, (0, rows * BATCH - len(s))).view(rows, BATCH)
     return (s / sigma.reshape(1, 1).expand(rows, 1)).flatten()[: len(scores)]

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lossmith.engine.ranking import multipole as pairs
-from lossmith.engine.ranking.multipole import TERMS
 from lossmith.engine.runtime.select import asked, broken, record
 from lossmith.engine.runtime.threads import announced, run_team
+from lossmith.maths.chebyshev import TERMS, halves
 from lossmith.noise import Exponential, Laplace, Noise, Uniform
 
 Array = NDArray[Any]
@@ -202,7 +202,7 @@ def _powers() -> Array:
 @lru_cache(maxsize=512)
 def _matrices(noise: Noise, width: float, nearest: int, farthest: int) -> tuple[Array, Array, Array]:
     """Distances, and the matrices of ``pairs`` for them with their transposes."""
-    kernels = pairs.kernels(noise, width, nearest, farthest)
+    kernels = pairs.win_matrices(noise, width, nearest, farthest)
     stacked = np.stack([kernel.numpy() for kernel in kernels.values()])
     return np.array(list(kernels), np.int64), stacked, np.ascontiguousarray(stacked.transpose(0, 2, 1))
 
@@ -241,7 +241,7 @@ def _potentials(high: Array, low: Array, start: int, noise: Noise, width: float)
     """``pairs.wins_of_panels`` differentiated in the moments of either side, all (panels, TERMS), the first at ``start``."""
     from lossmith.engine.ranking.kernels.panels import gather, interact, scatter
 
-    near, panels = pairs.NEAR, len(high)
+    near, panels = pairs.NEAR_PANELS, len(high)
     by_high, by_low = np.zeros_like(high), np.zeros_like(low)
     # As counted: 1 against panels further down than those near, ½ against those.
     lower, higher = (np.pad(part[:, 0].cumsum(), (1, 0)) for part in (low, high))
@@ -250,7 +250,7 @@ def _potentials(high: Array, low: Array, start: int, noise: Noise, width: float)
     by_low[:, 0] = higher[-1] - (higher[begin] + higher[end]) / 2
     interact(high, low, by_high, by_low, start, near, *_matrices(noise, width, 0, near))
     levels = []
-    halves = pairs.halves().numpy()
+    shifts = halves().numpy()
     level = high, low, by_high, by_low
     while len(level[0]) - 1 > near and not pairs.is_certain(near * width, noise):
         interact(*level, start, near, *_matrices(noise, width, near + 1, 2 * near + 1))
@@ -258,9 +258,9 @@ def _potentials(high: Array, low: Array, start: int, noise: Noise, width: float)
         parents = ((start + len(level[0]) - 1) >> 1) - (start >> 1) + 1
         coarse = [np.zeros((parents, TERMS)) for _ in range(4)]
         for whole, part in zip(coarse[:2], level[:2], strict=True):
-            gather(whole, part, start, halves)
+            gather(whole, part, start, shifts)
         level, start, width = (coarse[0], coarse[1], coarse[2], coarse[3]), start >> 1, 2 * width
-    transposed = np.ascontiguousarray(halves.transpose(0, 2, 1))
+    transposed = np.ascontiguousarray(shifts.transpose(0, 2, 1))
     for finer, finer_start in reversed(levels):
         for part, whole in zip(finer[2:], level[2:], strict=True):
             scatter(part, whole, finer_start, transposed)

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lossmith.engine.ranking import multipole as pairs
-from lossmith.engine.ranking.multipole import TERMS, Panels, Weighted, from_values, gauss, nodes, total
+from lossmith.engine.ranking.multipole import OccupiedPanels, median, panel_width, unit
+from lossmith.maths.chebyshev import TERMS, Weighted, from_values, gauss_legendre, nodes, total
 from lossmith.noise import Noise
 
 NODES = 16  # a panel
@@ -70,11 +70,11 @@ def average_precision(x: Tensor, positive: Tensor, noise: Noise) -> Tensor:
     positives = positive[order].to(x)
     points, reach = Points(x, positives, 1 - positives), _reach(noise)
     if noise.kinks:
-        cut, ranks = _cut_at_kinks(points, noise, reach, _cells(points, pairs.unit(noise) / 2, reach))
+        cut, ranks = _cut_at_kinks(points, noise, reach, _cells(points, unit(noise) / 2, reach))
         flat, rest = _refined(points, noise, reach, cut)
         lost = _lost(points, noise, reach, flat, FEW_NODES, ranks) + _lost(points, noise, reach, rest, NODES, ranks)
     else:
-        width = pairs.panel_width(noise)
+        width = panel_width(noise)
         points = _condensed(points, width / 4)
         lost = _lost(points, noise, reach, _cells(points, width, reach), NODES)
     return 1 - lost / total(points.positives)
@@ -82,10 +82,10 @@ def average_precision(x: Tensor, positive: Tensor, noise: Noise) -> Tensor:
 
 def _condensed(points: Points, width: float) -> Points:
     """The Chebyshev points of the occupied panels for the scores in them, where that is fewer."""
-    positives = Panels.of(Weighted(points.x, points.positives), width)
+    positives = OccupiedPanels.of(Weighted(points.x, points.positives), width)
     if len(positives.place) * TERMS >= len(points.x):
         return points
-    negatives = Panels.of(Weighted(points.x, points.negatives), width)
+    negatives = OccupiedPanels.of(Weighted(points.x, points.negatives), width)
     ascending = nodes(TERMS).to(points.x).flip(0)
     x = width * (positives.place.unsqueeze(-1) + (1 + ascending) / 2)
     to_weights = from_values(TERMS).to(points.x).flip(1)
@@ -94,9 +94,9 @@ def _condensed(points: Points, width: float) -> Points:
 
 @lru_cache(maxsize=64)
 def _reach(noise: Noise) -> Reach:
-    centre = pairs.median(noise)
-    left = _first_nothing(lambda far: noise.log_cdf(centre - far), pairs.unit(noise))
-    right = _first_nothing(lambda far: noise.log_sf(centre + far), pairs.unit(noise))
+    centre = median(noise)
+    left = _first_nothing(lambda far: noise.log_cdf(centre - far), unit(noise))
+    right = _first_nothing(lambda far: noise.log_sf(centre + far), unit(noise))
     return Reach(left - centre, right + centre, centre)
 
 
@@ -164,7 +164,7 @@ def _cut_at_kinks(points: Points, noise: Noise, reach: Reach, cells: Intervals) 
 def _refined(points: Points, noise: Noise, reach: Reach, cut: Intervals) -> tuple[Intervals, Intervals]:
     """Panels halved until 1 + N falls by no more than ``STEEP`` over each: those on which it is flat, and the rest."""
     flat, rest = [], []
-    narrow = pairs.unit(noise) / 64
+    narrow = unit(noise) / 64
     while len(cut.left):
         at_left, at_right = (1 + _count(points, noise, reach, edge.detach()) for edge in (cut.left, cut.right))
         middle = (cut.left + cut.right) / 2
@@ -199,7 +199,7 @@ def _lost(points: Points, noise: Noise, reach: Reach, panels: Intervals, count: 
     def block(chosen: Tensor) -> Tensor:
         part = panels.where(chosen)
         panel, point = _pairs(first[chosen], last[chosen])
-        within, du = gauss(torch.stack([torch.zeros_like(part.left), part.right - part.left], -1), count)
+        within, du = gauss_legendre(torch.stack([torch.zeros_like(part.left), part.right - part.left], -1), count)
         # From the left end, which is near: far from 0, u itself has few digits within a panel.
         e = (part.left[panel] - points.x[point]).unsqueeze(-1) + within[panel]
         if ranks is not None:
