@@ -15,10 +15,11 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,8 @@ T = TypeVar("T")
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _is_child = False
+_parallel: Callable[[int, int, int, int], None] | None = None  # of OpenMP, once it has been found
+_modules_at_search = 0  # how many modules had been imported when OpenMP was last looked for
 
 
 def run_team(function: Callable[[int], Any], address: int, data: int, size: int) -> None:
@@ -45,22 +48,32 @@ def run_team(function: Callable[[int], Any], address: int, data: int, size: int)
     elif not _is_child and (parallel := _openmp()) is not None:
         parallel(address, data, size, 0)
     else:
-        helpers = [_threads().submit(function, data) for _ in range(size - 1)]
-        function(data)
-        for helper in helpers:
-            if not helper.cancel():  # a helper that no thread has begun has nothing left to do: waiting could last for ever
-                helper.result()
+        _share([lambda: function(data)] * size)
 
 
-@lru_cache(maxsize=1)
 def _openmp() -> Callable[[int, int, int, int], None] | None:
-    """``GOMP_parallel`` of the library that torch runs on; GNU's, LLVM's and Intel's have it."""
+    """``GOMP_parallel`` of the OpenMP runtime that torch runs on; GNU's, LLVM's and Intel's runtimes have it.
+
+    A runtime that was found is kept. Where none was found, the search is repeated once another module has been imported.
+    """
+    global _parallel, _modules_at_search
+    if _parallel is None and _modules_at_search != len(sys.modules):
+        _modules_at_search = len(sys.modules)
+        try:
+            # File names are bytes of any encoding.
+            maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            return None
+        path = openmp_of_torch(maps, Path(torch.__file__).parent)
+        _parallel = None if path is None else _gomp_parallel(path)
+    return _parallel
+
+
+def _gomp_parallel(path: str) -> Callable[[int, int, int, int], None] | None:
+    """The function of a loaded library; None where the library has no such function."""
     try:
-        runtime = openmp_of_torch(Path("/proc/self/maps").read_text(encoding="utf-8"), Path(torch.__file__).parent)
-        parallel = ctypes.CDLL(runtime).GOMP_parallel if runtime else None
+        parallel = ctypes.CDLL(path).GOMP_parallel
     except (OSError, AttributeError):
-        return None
-    if parallel is None:
         return None
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
@@ -81,21 +94,49 @@ def openmp_of_torch(maps: str, folder: Path) -> str | None:
     fields = (line.split(maxsplit=5) for line in maps.splitlines())
     paths = {Path(field[5]) for field in fields if len(field) == 6}
     loaded = {path for path in paths if path.name.startswith(("libgomp", "libiomp", "libomp"))}
-    of_torch = {path for path in loaded if {folder, folder.parent / "torch.libs"} & set(path.parents)} or loaded
+    homes = {home for each in (folder, folder.resolve()) for home in (each, each.parent / "torch.libs")}  # maps resolves links
+    of_torch = {path for path in loaded if homes & set(path.parents)} or loaded
     return str(of_torch.pop()) if len(of_torch) == 1 else None
 
 
 def in_parts(work: Callable[[int, int], Any], count: int, size: int) -> None:
     """``work(first, last)`` over 0 … count in ``size`` Python threads, this one among them; for work without Python's lock."""
     step = max(1, -(-count // size))
-    parts = [(first, min(first + step, count)) for first in range(step, count, step)]
-    helpers = [_threads().submit(work, *part) for part in parts]
-    work(0, min(step, count))
-    for helper, part in zip(helpers, parts, strict=True):
-        if helper.cancel():  # no thread has begun: they may all wait for this one
-            work(*part)
-        else:
-            helper.result()
+    _share([partial(work, first, min(first + step, count)) for first in range(0, count, step)] or [partial(work, 0, 0)])
+
+
+def _share(tasks: Sequence[Callable[[], Any]]) -> None:
+    """Do the tasks, in this thread and in those of the pool, and return when all are done.
+
+    Each thread takes the next task until none is left, this one too. It thus waits only for tasks that another thread has
+    begun, never for a place in the pool, which callers that wait might fill.
+
+    Raises:
+        BaseException: the first that a task raised, after all tasks have ended: their arrays belong to the caller.
+    """
+    waiting, ended, errors = deque(tasks), threading.Semaphore(0), list[BaseException]()
+
+    def take_all() -> None:
+        while waiting:
+            try:
+                task = waiting.popleft()
+            except IndexError:  # another thread took the last
+                return
+            try:
+                task()
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                ended.release()
+
+    with suppress(RuntimeError):  # no thread can be started, at the end of the process for one: this thread does the work
+        for _ in tasks[1:]:
+            _threads().submit(take_all)
+    take_all()
+    for _ in tasks:
+        ended.acquire()
+    if errors:
+        raise errors[0]
 
 
 def apart(work: Callable[[], T]) -> T:
