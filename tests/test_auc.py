@@ -267,7 +267,11 @@ def two_peaks() -> noises.Noise:
     def mixed(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda x: torch.logaddexp(function(x - 1000), function(x + 1000)) - math.log(2)
 
-    return noises.Custom(mixed(normal.log_prob), mixed(normal.log_cdf), lambda p: torch.where(p < 0.5, -1000.0, 1000.0).to(p))
+    return noises.Custom(
+        mixed(normal.log_prob),
+        mixed(normal.log_cdf),
+        lambda p: normal.icdf((2 * p) % 1) + torch.where(p < 0.5, -1000.0, 1000.0).to(p),
+    )
 
 
 Z, Y = torch.tensor([0.1, 0.4, 0.3]), torch.tensor([0, 1, 0])

@@ -225,7 +225,7 @@ def test_a_noise_that_no_panel_resolves_is_refused_by_all() -> None:
     rough = noises.Custom(
         lambda x: torch.logaddexp(normal.log_prob(x - 1000), normal.log_prob(x + 1000)) - math.log(2),
         lambda x: torch.logaddexp(normal.log_cdf(x - 1000), normal.log_cdf(x + 1000)) - math.log(2),
-        lambda p: torch.where(p < 0.5, -1000.0, 1000.0).to(p),
+        lambda p: normal.icdf((2 * p) % 1) + torch.where(p < 0.5, -1000.0, 1000.0).to(p),
     )
     scores, target, _ = sample(50, 2e4)
     with pytest.raises(ValueError, match=r"^noise: expected a smooth density with one peak"):

@@ -41,7 +41,7 @@ def _quantile_of_mixed(p: Tensor) -> Tensor:
     low, high = torch.full_like(p, -40.0), torch.full_like(p, 40.0)
     for _ in range(100):
         middle = (low + high) / 2
-        below = MIXED.cdf(middle) < p
+        below = _log_cdf_of_mixed(middle).exp() < p
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return low
 

@@ -1,5 +1,6 @@
 """Classes on several ranks: real gloo groups, against the unsharded loss of the same scores."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -201,8 +202,17 @@ def test_other_noise(ranks: Ranks) -> None:
     scores, target = scores_of(4, 11, 2.0, torch.float64)
     assert assert_right(ranks, WORLD, [(scores, target, [1, 6, 2, 2], {"noise": StudentT(3)})]) == ["reference"]
     scores, target = scores_of(4, 11, 2.0, torch.float32)
-    own = Custom(log_logistic_density, torch.nn.functional.logsigmoid, torch.logit)
+    own = Custom(log_logistic_density, torch.nn.functional.logsigmoid, torch.logit, name="normal")
     assert assert_right(ranks, WORLD, [(scores, target, [1, 6, 2, 2], {"noise": own})]) == ["cpu"]
+
+
+def stretched_logistic(width: float) -> Custom:
+    """The logistic distribution, ``width`` times as wide."""
+    return Custom(
+        lambda x: log_logistic_density(x / width) - math.log(width),
+        lambda x: torch.nn.functional.logsigmoid(x / width),
+        lambda p: width * torch.logit(p),
+    )
 
 
 def log_logistic_density(x: Tensor) -> Tensor:
@@ -326,6 +336,8 @@ def bad_calls(group: Any) -> dict[str, str]:
         "no class": lambda: call(there(zeros[:, :0], zeros)),
         "scale": lambda: call(zeros, scale=there(-1.0, 1.0)),
         "scales differ": lambda: call(zeros, scale=there(2.0, 1.0)),
+        "noises differ": lambda: call(zeros, noise=StudentT(there(5.0, 3.0))),
+        "own noises differ": lambda: call(zeros, noise=stretched_logistic(there(2.001, 2.0))),
         "requires_grad": lambda: call(there(zeros.clone().requires_grad_(), zeros)),
         "weight": lambda: of_loss(zeros, weight=torch.ones(3)),
         "probabilities": lambda: of_loss(zeros, torch.ones(4, 3) / 3),
@@ -374,7 +386,10 @@ MESSAGES = {
     "no tensor": "TypeError: scores: expected a torch.Tensor, got NoneType",
     "no class": f"ValueError: scores: expected shape (…, C) with C ≥ 1 classes, got (4, 0){ON_2}",
     "scale": f"ValueError: scale: expected a positive number, got -1.0{ON_2}",
-    "scales differ": "ValueError: noise, scale, margin, ignore_index, weight: expected the same on every rank of class_group",
+    **dict.fromkeys(
+        ("scales differ", "noises differ", "own noises differ"),
+        "ValueError: noise, scale, margin, ignore_index, weight: expected the same on every rank of class_group",
+    ),
     "requires_grad": f"ValueError: scores, scale: expected requires_grad to be the same on every rank {FIRST} [0, 0, 1, 0]",
     "weight": "ValueError: weight: expected shape (12,), one a class of all ranks, got (3,)",
     "probabilities": "ValueError: target: expected class indices with class_group, got class probabilities; gather the scores",

@@ -1,6 +1,11 @@
 """Every noise against SciPy where that has its digits, and against mpmath in the tails."""
 
+import copy
+import gc
 import math
+import pickle
+import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ from scipy import integrate, stats
 
 import oracles
 from cases import tensor
+from lossmith import AccuracyLoss
 from lossmith import noise as noises
 from lossmith.noise import Custom, Exponential, Gumbel, Noise, Normal, StudentT
 
@@ -186,15 +192,110 @@ def test_get_takes_a_name_or_a_noise() -> None:
     assert [repr(noises.get(name)) for name in ("normal", "studentt")] == ["Normal()", "StudentT(df=3)"]
 
 
+def wider(noise: Noise, width: float = 2.0, name: str = "wide", **functions: Any) -> Custom:
+    """A built-in noise stretched, with other functions in the place of its own where they are given."""
+    own: dict[str, Any] = {
+        "log_prob": lambda x: noise.log_prob(x / width) - math.log(width),
+        "log_cdf": lambda x: noise.log_cdf(x / width),
+        "icdf": lambda p: width * noise.icdf(p),
+    }
+    return Custom(**{**own, **functions}, kinks=[width * kink for kink in noise.kinks], name=name)
+
+
 def test_custom_is_made_of_its_functions() -> None:
-    own = Custom(torch.neg, torch.zeros_like, torch.square, kinks=[0.0, 2.0], name="mine")
-    x = tensor([0.25, 3.0])
-    assert own.log_prob(x).tolist() == [-0.25, -3.0]
-    assert own.cdf(x).tolist() == [1.0, 1.0]
-    assert own.log_sf(x).tolist() == [-math.inf, -math.inf]
-    assert own.icdf(x).tolist() == [0.0625, 9.0]
-    assert own.kinks == (0.0, 2.0)
-    assert repr(noises.get(own)) == "Custom(name='mine')"
+    own = wider(noises.Laplace())
+    x = tensor([-1.0, 0.0, 3.0])
+    assert own.log_prob(x).tolist() == pytest.approx([math.log(0.25) - 0.5, math.log(0.25), math.log(0.25) - 1.5])
+    assert own.cdf(x).tolist() == pytest.approx([math.exp(-0.5) / 2, 0.5, 1 - math.exp(-1.5) / 2])
+    assert own.log_sf(x).tolist() == pytest.approx([math.log1p(-math.exp(-0.5) / 2), math.log(0.5), math.log(0.5) - 1.5])
+    assert own.icdf(tensor([0.25, 0.5])).tolist() == pytest.approx([-2 * math.log(2), 0.0])
+    assert wider(noises.Uniform()).kinks == (0.0, 2.0)
+    assert repr(noises.get(own)) == "Custom(name='wide', quartiles=(-1.386, 0, 1.386))"
+
+
+NORMAL = Normal()
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"icdf": NORMAL.icdf}, r"icdf: expected the inverse of exp\(log_cdf\), but F\(F⁻¹\(0\.\d+\)\) is 0\.\d+; correct icdf"),
+    (
+        {"log_prob": NORMAL.log_prob},
+        r"log_prob: expected the logarithm of the derivative of exp\(log_cdf\), but at -?\d.+ correct",
+    ),
+    ({"log_prob": torch.zeros_like}, r"log_prob: expected the logarithm of the derivative"),
+    ({"log_cdf": lambda x: NORMAL.cdf(x / 2)}, r"icdf: expected the inverse"),
+    (
+        {"log_cdf": lambda x: NORMAL.log_cdf(x / 2).detach()},
+        r"log_cdf: expected a function that torch.autograd can differentiate$",
+    ),
+    (
+        {"log_cdf": lambda x: NORMAL.log_cdf(x / 2).double()},
+        r"log_cdf: expected torch.float32 of shape \(2, 3\) as its input, got",
+    ),
+    ({"log_prob": lambda x: NORMAL.log_prob(x).sum()}, r"log_prob: expected .+, got torch.float32 of shape \(\)$"),
+    ({"icdf": lambda p: p.tolist()}, r"icdf: expected torch.float32 of shape \(2, 3\) as its input, got list$"),
+    ({"log_prob": lambda x: x * math.nan}, r"log_prob: expected numbers at quantiles, got nan$"),
+    ({"icdf": lambda p: 1 / 0}, r"icdf: expected values at probabilities in \(0, 1\), got ZeroDivisionError: .+$"),
+]
+
+
+@pytest.mark.parametrize(("functions", "message"), WRONG)
+def test_custom_refuses_functions_that_contradict_each_other(functions: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^noise 'wide': {message}"):
+        wider(NORMAL, **functions)
+
+
+@EACH
+@pytest.mark.parametrize("width", [1e-6, 1.0, 1e6])
+def test_custom_accepts_every_distribution(name: str, width: float) -> None:
+    with torch.inference_mode():
+        own = wider(BY_NAME[name], width)
+    assert noises.by_key(noises.key(own)) is own
+
+
+@EACH
+def test_built_in_noises_are_final(name: str) -> None:
+    kind = type(BY_NAME[name])
+    with pytest.raises(
+        TypeError, match=rf"^Own: expected a subclass .+ built-in {kind.__name__}, .+; subclass Noise, or use Custom$"
+    ):
+        type("Own", (kind,), {})
+    assert issubclass(type("Own", (Custom,), {}), Noise)
+
+
+def test_a_noise_of_ones_own_is_not_kept_alive() -> None:
+    own = wider(NORMAL)
+    key, alive = noises.key(own), weakref.ref(own)
+    assert noises.by_key(key) is own
+    del own
+    gc.collect()
+    assert alive() is None
+    with pytest.raises(ValueError, match=r"^noise: expected one that is in use in this process, got the key 'own:\d+'"):
+        noises.by_key(key)
+
+
+def test_a_gradient_outlives_the_loss_that_has_the_noise() -> None:
+    scores, target = differentiable([[0.3, 0.0, -0.2]] * 2), torch.tensor([0, 1])
+    for twice in (False, True):
+        loss = AccuracyLoss(wider(NORMAL))(scores, target)
+        gc.collect()
+        (grad,) = torch.autograd.grad(loss, scores, create_graph=twice)
+        gc.collect()
+        assert grad.isfinite().all()
+    assert torch.autograd.grad(grad.sum() + grad[0, 0], scores)[0].isfinite().all()
+
+
+def test_copies_have_keys_of_their_own() -> None:
+    own = wider(NORMAL)
+    copies = [copy.copy(own), copy.deepcopy(own)]
+    assert len({noises.key(noise) for noise in (own, *copies)}) == 3
+    assert all(noises.by_key(noises.key(noise)) is noise for noise in copies)
+    assert noises.key(pickle.loads(pickle.dumps(StudentT(5)))) == "studentt:5.0"
+
+
+def test_identity_tells_distributions_apart() -> None:
+    each = [*BY_NAME.values(), wider(NORMAL), wider(NORMAL, 2.001), wider(NORMAL, name="other"), wider(Gumbel())]
+    assert len({noises.identity(noise) for noise in each}) == len(each)
+    assert noises.identity(wider(NORMAL)) == noises.identity(wider(NORMAL))
+    assert noises.identity(StudentT(3)) == noises.identity(noises.get("studentt"))
 
 
 NAMES = r"'normal', 'gumbel', 'logistic', 'laplace', 'studentt', 'uniform', 'exponential'"

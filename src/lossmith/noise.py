@@ -7,9 +7,12 @@ quantile F⁻¹; the threshold integral needs nothing else. Where a formula with
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -28,12 +31,20 @@ from lossmith.maths.special import (
 )
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+PROBABILITIES = (0.03, 0.21, 0.43, 0.61, 0.83, 0.97)  # where ``Custom`` is checked; not where symmetric noises have a kink
+CLOSENESS = 1e-5  # how well F⁻¹ inverts F (absolute) and f is the derivative of F (relative); rounding alone is far below
+
+
+OPEN = ("Noise", "Custom")  # the classes of this module that may be subclassed
+_numbers = itertools.count()
+_own: WeakValueDictionary[str, Noise] = WeakValueDictionary()  # by their keys; whoever uses a noise keeps it alive
 
 
 class Noise(ABC):
     """A standard distribution of the perturbation; stateless, so one instance serves everywhere.
 
-    A noise of one's own subclasses this and gives ``log_prob``, ``log_cdf`` and ``icdf`` (or passes them to ``Custom``).
+    A noise of one's own subclasses this and gives ``log_prob``, ``log_cdf`` and ``icdf`` (or passes them to ``Custom``). The
+    built-in noises are final: the engine knows formulas for them, which would be wrong for a changed one.
     Both logarithms must be differentiable twice, hold in the tails (the threshold integral visits F far below 1e-300), be
     −inf or 0 outside the support and at ±inf, and keep the relative accuracy of log F near 0, as in log1p(−survival).
 
@@ -47,6 +58,25 @@ class Noise(ABC):
     name: str = "custom"
     kinks: tuple[float, ...] = ()
     unimodal: bool = False
+    _key: str  # of this very object; see ``key``
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        built_in = next((base for base in cls.__mro__[1:] if base.__module__ == __name__ and base.__name__ not in OPEN), None)
+        if built_in is not None:
+            raise TypeError(
+                f"{cls.__name__}: expected a subclass of lossmith.noise.Noise, got one of the built-in {built_in.__name__}, "
+                "whose formulas it would inherit; subclass Noise, or use Custom"
+            )
+
+    def __new__(cls, *args: Any, **options: Any) -> Noise:
+        noise = super().__new__(cls)
+        noise._key = f"own:{next(_numbers)}"
+        _own[noise._key] = noise
+        return noise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_key"}  # a copy has its own
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -89,12 +119,19 @@ class Noise(ABC):
 class Custom(Noise):
     """A noise from three functions; see ``Noise`` for what they must hold.
 
+    They are called once when the noise is made, at some quantiles on the CPU, and refused if they contradict each other.
+
     Args:
         log_prob: tensor to tensor, log f.
         log_cdf: tensor to tensor, log F.
         icdf: tensor of probabilities to tensor, F⁻¹.
         kinks: where f or F is not smooth.
         name: for messages.
+
+    Raises:
+        ValueError: a function raises, changes shape or dtype of a float32 or float64 tensor, gives NaN, cannot be
+            differentiated (log F), or contradicts the others: F(F⁻¹(p)) is not p, or f is not the derivative of F. The message
+            names the function.
 
     >>> softplus = torch.nn.functional.softplus
     >>> logistic = Custom(lambda x: x - 2 * softplus(x), lambda x: -softplus(-x), torch.logit)
@@ -113,6 +150,7 @@ class Custom(Noise):
     ) -> None:
         self._log_prob, self._log_cdf, self._icdf = log_prob, log_cdf, icdf
         self.kinks, self.name = tuple(kinks), name
+        _check_functions(self)
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self._log_prob(x)
@@ -124,7 +162,58 @@ class Custom(Noise):
         return self._icdf(p)
 
     def __repr__(self) -> str:
-        return f"Custom(name={self.name!r})"
+        """Name and quartiles, which tell most noises apart."""
+        quartiles = self.icdf(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device="cpu")).tolist()
+        return f"Custom(name={self.name!r}, quartiles=({', '.join(f'{x + 0.0:.4g}' for x in quartiles)}))"
+
+
+def _check_functions(noise: Custom) -> None:
+    """Refuse functions that are no distribution's, at ``PROBABILITIES``; see ``Custom``."""
+
+    def values(function: str, x: Tensor, given: str) -> Tensor:
+        """Of one of the three functions, checked for shape, dtype and NaN."""
+        where = f"noise {noise.name!r}: {function}"
+        try:
+            found: Tensor = getattr(noise, function)(x)
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise ValueError(f"{where}: expected values at {given}, got {type(error).__name__}: {text}") from error
+        if not isinstance(found, Tensor) or found.shape != x.shape or found.dtype != x.dtype:
+            got = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"{where}: expected {x.dtype} of shape {tuple(x.shape)} as its input, got {got}")
+        if bool(found.isnan().any()):
+            raise ValueError(f"{where}: expected numbers at {given}, got nan")
+        return found
+
+    with torch.inference_mode(False), torch.enable_grad():
+        p = torch.tensor(PROBABILITIES, dtype=torch.float64, device="cpu")
+        for narrow in (p.float().view(2, 3), p.view(2, 3)):
+            quantile = values("icdf", narrow, "probabilities in (0, 1)")
+            for function in ("log_prob", "log_cdf"):
+                values(function, quantile.detach(), "quantiles")
+        x = values("icdf", p, "probabilities in (0, 1)").detach().requires_grad_()
+        log_cdf = values("log_cdf", x, "quantiles")
+        found = log_cdf.detach().exp()
+        wrong = int((found - p).abs().argmax())
+        if not abs(float(found[wrong] - p[wrong])) <= CLOSENESS:
+            raise ValueError(
+                f"noise {noise.name!r}: icdf: expected the inverse of exp(log_cdf), but F(F⁻¹({float(p[wrong]):g})) is "
+                f"{float(found[wrong]):.6g}; correct icdf or log_cdf"
+            )
+        if not log_cdf.requires_grad:
+            raise ValueError(f"noise {noise.name!r}: log_cdf: expected a function that torch.autograd can differentiate")
+        (slope,) = torch.autograd.grad(log_cdf.sum(), x)
+        density, derivative = values("log_prob", x, "quantiles").detach().exp(), found * slope
+        kinks = torch.tensor(noise.kinks, dtype=torch.float64, device="cpu")
+        smooth = ((x.detach().unsqueeze(-1) - kinks).abs() > 1e-9 * (1 + x.detach().abs().unsqueeze(-1))).all(-1)
+        bad = smooth & ~((density - derivative).abs() <= CLOSENESS * torch.maximum(density, derivative))
+        if bool(bad.any()):
+            wrong = int(bad.int().argmax())
+            got = f"exp(log_prob) is {float(density[wrong]):.6g} and the derivative {float(derivative[wrong]):.6g}"
+            raise ValueError(
+                f"noise {noise.name!r}: log_prob: expected the logarithm of the derivative of exp(log_cdf), but at "
+                f"{float(x.detach()[wrong]):.6g} {got}; correct log_prob or log_cdf"
+            )
 
 
 class Normal(Noise):
@@ -344,6 +433,7 @@ class Exponential(Noise):
 NOISES: dict[str, Noise] = {
     noise.name: noise for noise in (Normal(), Gumbel(), Logistic(), Laplace(), StudentT(), Uniform(), Exponential())
 }
+BUILT_IN = frozenset(type(noise) for noise in NOISES.values())
 
 
 def get(noise: str | Noise) -> Noise:
@@ -366,24 +456,40 @@ def get(noise: str | Noise) -> Noise:
     return NOISES[noise]
 
 
-_own: dict[str, Noise] = {}
-
-
 def key(noise: Noise) -> str:
-    """A string that stands for the noise where only strings can go; ``by_key`` is the way back.
+    """A string that stands for the noise where only strings can go; ``by_key`` is the way back while the noise is alive.
 
-    Equal for equal built-in distributions. A noise of one's own is kept alive from then on.
+    Equal for equal built-in distributions, different for any two others. Whoever keeps the key keeps the noise as well.
     """
-    if type(noise).__module__ == __name__ and not isinstance(noise, Custom):
+    if type(noise) in BUILT_IN:
         return f"{noise.name}:{noise.df!r}" if isinstance(noise, StudentT) else noise.name
-    name = f"own:{id(noise)}"
-    _own[name] = noise
-    return name
+    return noise._key
 
 
 def by_key(key: str) -> Noise:
-    """The noise that a ``key`` stands for."""
-    if key in _own:
-        return _own[key]
+    """The noise that a ``key`` stands for.
+
+    Raises:
+        ValueError: it was the key of a noise of one's own that is no more, or of another process.
+    """
+    if key.startswith("own:"):
+        noise = _own.get(key)
+        if noise is None:
+            raise ValueError(f"noise: expected one that is in use in this process, got the key {key!r}; keep a reference to it")
+        return noise
     name, _, df = key.partition(":")
     return StudentT(float(df)) if df else NOISES[name]
+
+
+def identity(noise: Noise) -> str:
+    """A text that is equal for equal distributions, on every rank of a group; noises of one's own are told apart by values.
+
+    >>> identity(StudentT(5))
+    'studentt:5.0'
+    """
+    if type(noise) in BUILT_IN:
+        return key(noise)
+    with torch.no_grad():
+        x = noise.icdf(torch.tensor(PROBABILITIES, dtype=torch.float64, device="cpu"))
+        values = [f"{float(value):.9g}" for value in torch.cat([x, noise.log_cdf(x), noise.log_prob(x)])]
+    return f"{type(noise).__qualname__}:{noise.name}:{noise.kinks}:{','.join(values)}"

@@ -297,6 +297,7 @@ def _scale_gradient(grad: Tensor, scores: Tensor, scale: Tensor) -> Tensor:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """What the backward of ``value`` needs."""
     scores, target, scale, ctx.noise, _ = inputs
+    ctx.law = noises.by_key(ctx.noise)  # kept alive until then, which the key alone does not do
     ctx.save_for_backward(scores, target, scale, *output[1:])
 
 
@@ -367,6 +368,7 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         scores, target, scale, ctx.noise, upstream, *_ = inputs
+        ctx.law = noises.by_key(ctx.noise)
         ctx.save_for_backward(scores, target, scale, upstream)
 
     @staticmethod

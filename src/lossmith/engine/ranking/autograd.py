@@ -57,7 +57,7 @@ def by_kernel(
         ValueError: the noise is too rough for the panels.
     """
     against = _obstacle(scores, target, scale, weight)
-    if not against and noise.kinks and not isinstance(noise, tuple(KINDS)):
+    if not against and noise.kinks and type(noise) not in KINDS:
         against = "kinks without a formula"
     if against:
         return against
@@ -289,7 +289,7 @@ def _by_rank(samples: Samples, noise: Noise, differentiate: bool) -> tuple[float
     directions = 2 if differentiate else 1
     wins, room = np.empty(directions), np.zeros((directions, kernels.MOMENTS))
     slope, lost = np.empty((2, n if differentiate else 0)), np.empty((2, n if differentiate else 0))
-    kind = next(number for known, number in KINDS.items() if isinstance(noise, known))
+    kind = KINDS[type(noise)]
     _run(kernels.scan_team, directions, 1, [x, side, weight, wins, room, slope, lost], kind=kind)
     auc = float(wins[0] / (samples.totals[0] * samples.totals[1]))
     return auc, (x, side, weight, order, slope, lost, np.array(auc)) if differentiate else ()

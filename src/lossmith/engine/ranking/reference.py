@@ -22,8 +22,7 @@ def expected_wins(winners: Weighted, losers: Weighted, noise: Noise) -> Tensor:
     if not noise.kinks:
         width = panel_width(noise)
         return wins_of_panels(OccupiedPanels.of(winners, width), OccupiedPanels.of(losers, width), noise, width)
-    for kind, lost in LOST_BY_HIGHER.items():
-        if isinstance(noise, kind):
-            return wins_by_rank(winners, losers, lost)
+    if type(noise) in LOST_BY_HIGHER:
+        return wins_by_rank(winners, losers, LOST_BY_HIGHER[type(noise)])
     known = ", ".join(kind.name for kind in LOST_BY_HIGHER)
     raise ValueError(f"noise: expected a smooth one or one of {known}, got {noise} with kinks; use a noise without kinks")

@@ -83,6 +83,7 @@ _gradients.register_fake(lambda name, tensors, *others: [torch.empty_like(x) for
 
 def _save(ctx: object, inputs: tuple[str, Sequence[Tensor], str, float], output: Tensor) -> None:
     ctx.name, tensors, ctx.noise, ctx.number = inputs  # type: ignore[attr-defined]
+    ctx.law = noises.by_key(ctx.noise)  # type: ignore[attr-defined]  # kept alive, which the key alone does not do
     ctx.save_for_backward(*tensors)  # type: ignore[attr-defined]
 
 
@@ -106,6 +107,7 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.name, ctx.noise, ctx.number, *tensors = inputs
+        ctx.law = noises.by_key(ctx.noise)
         ctx.save_for_backward(*tensors)
 
     @staticmethod
