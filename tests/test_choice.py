@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
+import lossmith
 import oracles
 from cases import BY_NAME, EACH
-from lossmith import PerturbedArgmax, noise
+from lossmith import PerturbedArgmax, distribution, noise
 from lossmith.functional import argmax_log_prob, argmax_log_probs, topk_log_prob
 from lossmith.noise import Noise
 
@@ -165,3 +166,23 @@ def test_validation_follows_torch() -> None:
 def test_noise_may_be_an_object() -> None:
     own = noise.Gumbel()
     assert PerturbedArgmax(batch(2), own).noise is own
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 0.3), (torch.float16, 1e-5)])
+def test_the_scale_is_not_rounded_to_a_half_type(dtype: torch.dtype, scale: float) -> None:
+    scores, value = (batch(2) * scale).to(dtype), torch.tensor([1, 0])
+    choice = PerturbedArgmax(scores, scale=scale)
+    assert choice.scale == scale
+    assert torch.equal(choice.log_prob(value), argmax_log_prob(scores, value, scale=scale))
+
+
+def test_the_scores_are_checked_once_when_made_and_once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = []
+    for module in (distribution, lossmith.inputs, lossmith.functional.argmax):
+        if hasattr(module, "check_score_values"):
+            check = module.check_score_values
+            monkeypatch.setattr(module, "check_score_values", lambda *x, f=check, **y: (checks.append(1), f(*x, **y))[1])
+    choice = PerturbedArgmax(batch(2).double())
+    assert len(checks) == 1
+    choice.log_prob(torch.tensor([1, 0]))
+    assert len(checks) <= 2

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from lossmith import AccuracyLoss, InputError, PerturbedArgmax
+from lossmith import AccuracyLoss, PerturbedArgmax
 from lossmith.heads import PerturbedHead
 
 KINDS: tuple[Any, ...] = ("learned", "input", 2.5)
@@ -158,15 +158,15 @@ def test_an_ensemble_by_vmap(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"in_features": 0}, InputError, "in_features: expected a whole number ≥ 1, got 0"),
-        ({"num_classes": 1}, InputError, "num_classes: expected a whole number ≥ 2, got 1"),
-        ({"scale": "inputs"}, InputError, "scale: expected 'learned', 'input' or a number > 0, got 'inputs'"),
-        ({"scale": 0.0}, InputError, "scale: expected 'learned', 'input' or a finite number > 0, got 0.0"),
-        ({"scale": math.nan}, InputError, "scale: expected 'learned', 'input' or a finite number > 0, got nan"),
+        ({"in_features": 0}, ValueError, "in_features: expected a whole number ≥ 1, got 0"),
+        ({"num_classes": 1}, ValueError, "num_classes: expected a whole number ≥ 2, got 1"),
+        ({"scale": "inputs"}, ValueError, "scale: expected 'learned', 'input' or a number > 0, got 'inputs'"),
+        ({"scale": 0.0}, ValueError, "scale: expected 'learned', 'input' or a finite number > 0, got 0.0"),
+        ({"scale": math.nan}, ValueError, "scale: expected 'learned', 'input' or a finite number > 0, got nan"),
         ({"scale": True}, TypeError, "scale: expected 'learned', 'input' or a number > 0, got bool"),
         ({"scale": None}, TypeError, "scale: expected 'learned', 'input' or a number > 0, got NoneType"),
-        ({"min_scale": 0.0}, InputError, "min_scale: expected a number between 0 and 1, where σ starts, got 0.0"),
-        ({"min_scale": 1.0}, InputError, "min_scale: expected a number between 0 and 1, where σ starts, got 1.0"),
+        ({"min_scale": 0.0}, ValueError, "min_scale: expected a number between 0 and 1, where σ starts, got 0.0"),
+        ({"min_scale": 1.0}, ValueError, "min_scale: expected a number between 0 and 1, where σ starts, got 1.0"),
     ],
 )
 def test_bad_arguments_get_one_line(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -178,7 +178,7 @@ def test_bad_arguments_get_one_line(arguments: dict[str, Any], error: type[Excep
 def test_bad_input_gets_one_line() -> None:
     layer = PerturbedHead(5, 4)
     for shape in ((), (6,), (6, 4)):
-        with pytest.raises(InputError, match=r"^x: expected shape \(…, 5\), got \([^\n]*\)$"):
+        with pytest.raises(ValueError, match=r"^x: expected shape \(…, 5\), got \([^\n]*\)$"):
             layer(torch.zeros(shape))
     with pytest.raises(TypeError, match=r"^x: expected a floating-point tensor, got torch\.int64$"):
         layer(torch.zeros(2, 5, dtype=torch.int64))

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -143,6 +144,13 @@ def test_the_wings_do_not_know_each_other(module: str) -> None:
 
 def test_the_public_names_come_from_the_core() -> None:
     assert imports_of(FILES["__init__"]) <= CORE
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if ORDER.index(entry(module)) < ORDER.index("__init__")])
+def test_the_library_raises_errors_of_python(module: str) -> None:
+    """``InputError`` is for the command line and what stands behind it."""
+    raised = re.findall(r"raise InputError", FILES[module].read_text(encoding="utf-8"))
+    assert raised == []
 
 
 def test_no_circle_within_a_package() -> None:

@@ -17,7 +17,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 import lossmith
-from lossmith import AccuracyLoss, InputError, check_recipe
+from lossmith import AccuracyLoss, check_recipe
 from lossmith.recipe import RecipeReport, table
 from lossmith.recipe.probe import Loss
 from lossmith.surrogates import BetaBernoulliLoss, HingeLoss, PolyLoss, PolynomialLoss, SigmoidLoss
@@ -217,54 +217,54 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "a list of losses": (
         nn.CrossEntropyLoss(reduction="none"),
         {},
-        InputError,
+        ValueError,
         "loss: expected one real number a batch, got (2,) float64",
     ),
     "a number": (lambda s, t: 1.0, {}, TypeError, "loss: expected a scalar tensor, got float"),
     "the error itself": (
         lambda s, t: (s.argmax(1) != t).double().mean(),
         {},
-        InputError,
+        ValueError,
         "loss: expected a value that depends on",
     ),
-    "nan": (lambda s, t: s.sum() * math.nan, {}, InputError, "loss: expected finite numbers or inf, got nan at a lead of"),
+    "nan": (lambda s, t: s.sum() * math.nan, {}, ValueError, "loss: expected finite numbers or inf, got nan at a lead of"),
     "nan on one side": (
         of_lead(lambda t: (t + 3).log()),
         {},
-        InputError,
+        ValueError,
         "loss: expected finite numbers or inf, got nan at a lead of -1000;",
     ),
-    "nan slope": (of_lead(lambda t: t.clamp_min(0).sqrt()), {}, InputError, "loss: expected a finite gradient, got "),
+    "nan slope": (of_lead(lambda t: t.clamp_min(0).sqrt()), {}, ValueError, "loss: expected a finite gradient, got "),
     "infinite when right": (
         of_lead(torch.exp),
         {},
-        InputError,
+        ValueError,
         "loss: expected finite numbers where answers are right, got inf",
     ),
-    "random": (lambda s, t: (s * torch.randn(2, 2)).sum(), {}, InputError, "loss: expected the same value for the same input"),
+    "random": (lambda s, t: (s * torch.randn(2, 2)).sum(), {}, ValueError, "loss: expected the same value for the same input"),
     "wrong task": (
         nn.BCEWithLogitsLoss(),
         {},
-        InputError,
+        ValueError,
         "loss: expected a loss of scores (2, 2) float64 and target (2,) int64, got ValueError: ",
     ),
     "float32 weights": (
         nn.CrossEntropyLoss(weight=torch.ones(2)),
         {},
-        InputError,
+        ValueError,
         "loss: expected a loss of scores (2, 2) float64",
     ),
     "task": (
         F.cross_entropy,
         {"task": "multilabels"},
-        InputError,
+        ValueError,
         "task: unknown name 'multilabels'; did you mean 'multilabel'",
     ),
-    "one class": (F.cross_entropy, {"num_classes": 1}, InputError, "num_classes: expected a whole number ≥ 2, got 1"),
+    "one class": (F.cross_entropy, {"num_classes": 1}, ValueError, "num_classes: expected a whole number ≥ 2, got 1"),
     "binary": (
         F.cross_entropy,
         {"task": "binary", "num_classes": 3},
-        InputError,
+        ValueError,
         "num_classes: expected 2 for task='binary', got 3;",
     ),
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lossmith import AccuracyLoss, InputError
+from lossmith import AccuracyLoss
 from lossmith.surrogates import BetaBernoulliLoss, HingeLoss, SigmoidLoss
 from lossmith.training import GradientNormalizer, QSchedule, Recipe, ScaleSchedule, fit
 from lossmith.training.schedules import Shape
@@ -73,7 +73,7 @@ LEAST = r"expected a finite scale > 0, got"
 @pytest.mark.parametrize("shape", SHAPES)
 def test_schedule_refuses_in_one_line(numbers: Any, words: str, shape: Any) -> None:
     loss = AccuracyLoss(scale=7.0)
-    with pytest.raises(InputError, match=f"^{re.escape(words)}$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
         ScaleSchedule(loss, *numbers, shape=shape)
     assert loss.scale == 7.0
 
@@ -85,7 +85,7 @@ def test_schedule_refuses_what_it_cannot_move() -> None:
         ScaleSchedule(AccuracyLoss(scale=torch.nn.Parameter(torch.tensor(1.0))), 10.0, 0.1, steps=5)
     with pytest.raises(TypeError, match=r"^steps: expected a whole number, got float$"):
         ScaleSchedule(AccuracyLoss(), 10.0, 0.1, 2.5)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"^shape: unknown name 'cosin'; did you mean 'cosine'\?$"):
+    with pytest.raises(ValueError, match=r"^shape: unknown name 'cosin'; did you mean 'cosine'\?$"):
         QSchedule(AccuracyLoss(), 1.0, 0.0, 3, shape="cosin")  # type: ignore[arg-type]
 
 
@@ -130,10 +130,10 @@ def test_the_shapes_that_need_not_be_named() -> None:
 def test_q_keeps_its_range() -> None:
     for start, end in ((-0.1, 1.0), (1.0, -0.1), (math.nan, 1.0), (1.0, math.inf)):
         for shape in ("linear", "cosine"):
-            with pytest.raises(InputError, match=r"^(start|end): expected a finite q ≥ 0, got [^\n]+$"):
+            with pytest.raises(ValueError, match=r"^(start|end): expected a finite q ≥ 0, got [^\n]+$"):
                 QSchedule(AccuracyLoss(), start, end, 3, shape=shape)
     for start, end in ((0.0, 1.0), (1.0, 0.0)):
-        with pytest.raises(InputError, match=r"^(start|end): expected a finite q > 0, got 0\.0; [^\n]*'linear'[^\n]*$"):
+        with pytest.raises(ValueError, match=r"^(start|end): expected a finite q > 0, got 0\.0; [^\n]*'linear'[^\n]*$"):
             QSchedule(AccuracyLoss(), start, end, 3, shape="exponential")
 
 
@@ -166,7 +166,7 @@ def test_a_state_of_another_schedule_is_refused() -> None:
         ({**before, "steps": 0, "end": 0.7}, "steps: expected a whole number ≥ 1"),
     ]
     for state, words in bad:
-        with pytest.raises(InputError, match=f"^{re.escape(words)}[^\n]*$"):
+        with pytest.raises(ValueError, match=f"^{re.escape(words)}[^\n]*$"):
             schedule.load_state_dict(state)
         assert schedule.state_dict() == before
         assert schedule.loss.q == 0.875
@@ -312,7 +312,7 @@ def test_normalizer_state_survives_a_file(tmp_path: Path) -> None:
     resumed.step()
     torch.testing.assert_close(parameters[0].grad, torch.tensor([6.0, 8.0]) / 5.5)  # 0.9 · 5 + 0.1 · 10
     for bad in ({}, {"average": [1.0]}, {"average": torch.ones(2)}, {"taken": 1}):
-        with pytest.raises(InputError, match=r"^state: expected \{'average': [^\n]+$"):
+        with pytest.raises(ValueError, match=r"^state: expected \{'average': [^\n]+$"):
             resumed.load_state_dict(bad)  # type: ignore[arg-type]
 
 

@@ -81,19 +81,20 @@ class PerturbedArgmax(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of the class indices ``value``, whose shape broadcasts with the batch shape."""
-        if self._validate_args:
-            self._validate_sample(value)
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        wide = self.expand(shape)
-        return functional.argmax_log_prob(wide.scores, value.expand(shape), noise=self.noise, scale=wide.scale)
+        wide, index = self._broadcast(value)
+        return functional.argmax_log_prob(wide.scores, index, noise=self.noise, scale=wide.scale)
 
     def topk_log_prob(self, value: Tensor, k: int) -> Tensor:
         """Log-probability that the class indices ``value`` are among the k highest, as ``log_prob`` is for k = 1."""
+        wide, index = self._broadcast(value)
+        return functional.topk_log_prob(wide.scores, index, k, noise=self.noise, scale=wide.scale)
+
+    def _broadcast(self, value: Tensor) -> tuple[PerturbedArgmax, Tensor]:
+        """The distribution and the class indices, both of the batch shape that they have together."""
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        wide = self.expand(shape)
-        return functional.topk_log_prob(wide.scores, value.expand(shape), k, noise=self.noise, scale=wide.scale)
+        return self.expand(shape), value.expand(shape)
 
     def entropy(self) -> Tensor:
         """−Σ_k p_k log p_k in nats, (…)."""
@@ -117,6 +118,11 @@ class PerturbedArgmax(Distribution):
 
     def expand(self, batch_shape: Any, _instance: PerturbedArgmax | None = None) -> PerturbedArgmax:
         """The same distribution over a larger batch shape."""
+        wide: PerturbedArgmax = self._get_checked_instance(PerturbedArgmax, _instance)  # type: ignore[no-untyped-call]
         shape = torch.Size(batch_shape)
-        scale = self.scale.expand(*shape, 1) if isinstance(self.scale, Tensor) else self.scale
-        return PerturbedArgmax(self.scores.expand(*shape, -1), self.noise, scale, validate_args=self._validate_args)
+        wide.noise = self.noise
+        wide.scale = self.scale.expand(*shape, 1) if isinstance(self.scale, Tensor) else self.scale
+        wide.scores = self.scores.expand(*shape, -1)  # checked when this distribution was made
+        super(PerturbedArgmax, wide).__init__(shape, validate_args=False)
+        wide._validate_args = self._validate_args
+        return wide

@@ -9,8 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lossmith.errors import InputError
-
 __all__ = ["PerturbedHead"]
 
 
@@ -40,7 +38,7 @@ class PerturbedHead(nn.Module):
         does and σ and the quotient in float32, which is what comes out: μ / σ may leave the range of float16.
 
     Raises:
-        InputError: an argument out of range, or x of another length.
+        ValueError: an argument out of range, or x of another length.
         TypeError: ``scale`` is neither a name nor a number; x is not floating point.
 
     Cost: ``torch.nn.Linear``'s with C (+ 1) outputs, and a division.
@@ -69,16 +67,16 @@ class PerturbedHead(nn.Module):
         super().__init__()
         for name, value, least in (("in_features", in_features, 1), ("num_classes", num_classes, 2)):
             if value < least:
-                raise InputError(f"{name}: expected a whole number ≥ {least}, got {value}")
+                raise ValueError(f"{name}: expected a whole number ≥ {least}, got {value}")
         if not 0 < min_scale < 1:
-            raise InputError(f"min_scale: expected a number between 0 and 1, where σ starts, got {min_scale}")
+            raise ValueError(f"min_scale: expected a number between 0 and 1, where σ starts, got {min_scale}")
         if isinstance(scale, str):
             if scale not in ("learned", "input"):
-                raise InputError(f"scale: expected 'learned', 'input' or a number > 0, got {scale!r}")
+                raise ValueError(f"scale: expected 'learned', 'input' or a number > 0, got {scale!r}")
         elif not isinstance(scale, Real) or isinstance(scale, bool):
             raise TypeError(f"scale: expected 'learned', 'input' or a number > 0, got {type(scale).__name__}")
         elif not 0 < scale < math.inf:
-            raise InputError(f"scale: expected 'learned', 'input' or a finite number > 0, got {scale}")
+            raise ValueError(f"scale: expected 'learned', 'input' or a finite number > 0, got {scale}")
         self.in_features, self.num_classes = in_features, num_classes
         self.scale: str | float = scale if isinstance(scale, str) else float(scale)
         self.min_scale = min_scale
@@ -109,7 +107,7 @@ class PerturbedHead(nn.Module):
         if not x.is_floating_point():
             raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
-            raise InputError(f"x: expected shape (…, {self.in_features}), got {tuple(x.shape)}")
+            raise ValueError(f"x: expected shape (…, {self.in_features}), got {tuple(x.shape)}")
         mean = self.mean(x)
         wide = torch.promote_types(mean.dtype, torch.float32)
         if isinstance(self.scale, float):

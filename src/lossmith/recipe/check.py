@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from lossmith import noise as noises
-from lossmith.errors import InputError
 from lossmith.noise import Noise
 from lossmith.recipe import reading
 from lossmith.recipe.probe import Loss, Probe, Task, grid
@@ -46,7 +45,7 @@ def check_recipe(loss: Loss, *, task: Task = "multiclass", num_classes: int = 2,
         A ``RecipeReport``: print it, or ``.plot(path)``.
 
     Raises:
-        InputError: the loss cannot be called so, or gives no scalar, no gradient, NaN, or other values the second time.
+        ValueError: the loss cannot be called so, or gives no scalar, no gradient, NaN, or other values the second time.
         TypeError: the loss is no callable, or returns no tensor.
 
     Cost: some 400 forward and backward passes of a batch of C.
@@ -63,7 +62,7 @@ def check_recipe(loss: Loss, *, task: Task = "multiclass", num_classes: int = 2,
     leads = grid(unit)
     values, slopes = probe.curve(leads)
     if not np.isfinite(values[leads > 0]).all():
-        raise InputError("loss: expected finite numbers where answers are right, got inf; check its sign and its arguments")
+        raise ValueError("loss: expected finite numbers where answers are right, got inf; check its sign and its arguments")
     kinks, jumps = reading.breaks(probe, leads, values, slopes, unit)
     growth = reading.growth(probe, leads, values, slopes, unit)
     rises = reading.rises_from(leads, values)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lossmith.errors import InputError, near
+from lossmith.errors import near
 
 Task = Literal["multiclass", "binary", "multilabel"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -33,11 +33,11 @@ class Probe:
         if not callable(loss):
             raise TypeError(f"loss: expected a callable of (scores, target), got {type(loss).__name__}")
         if task not in get_args(Task):
-            raise InputError(f"task: unknown name {task!r}; {near(str(task), get_args(Task))}")
+            raise ValueError(f"task: unknown name {task!r}; {near(str(task), get_args(Task))}")
         if num_classes < 2:
-            raise InputError(f"num_classes: expected a whole number ≥ 2, got {num_classes}")
+            raise ValueError(f"num_classes: expected a whole number ≥ 2, got {num_classes}")
         if task == "binary" and num_classes != 2:
-            raise InputError(f"num_classes: expected 2 for task='binary', got {num_classes}; task='multilabel' has more labels")
+            raise ValueError(f"num_classes: expected 2 for task='binary', got {num_classes}; task='multilabel' has more labels")
         self.loss = loss
         if task == "multiclass":
             self.target = torch.arange(num_classes)
@@ -47,7 +47,7 @@ class Probe:
             self.target = first if task == "binary" else torch.stack([first, 1 - first])
             self.direction = 2 * self.target - 1
         if self(0.5) != self(0.5):
-            raise InputError(
+            raise ValueError(
                 "loss: expected the same value for the same input, got two; fix what is random in it, or call eval()"
             )
 
@@ -60,18 +60,18 @@ class Probe:
         except Exception as error:
             given = f"scores {_kind(scores)} and target {_kind(self.target)}"
             remedy = "choose the task that fits, or cast inside a function of your own; a module with weights needs .double()"
-            raise InputError(
+            raise ValueError(
                 f"loss: expected a loss of {given}, got {type(error).__name__}: {_line(error)}; {remedy}"
             ) from error
         if not isinstance(value, Tensor):
             raise TypeError(f"loss: expected a scalar tensor, got {type(value).__name__}; do not call .item() on it")
         if value.numel() != 1 or value.is_complex():
-            raise InputError(f"loss: expected one real number a batch, got {_kind(value)}; use reduction='mean'")
+            raise ValueError(f"loss: expected one real number a batch, got {_kind(value)}; use reduction='mean'")
         height = float(value.detach())
         if math.isnan(height) or height == -math.inf:
-            raise InputError(f"loss: expected finite numbers or inf, got {height} at a lead of {lead:g}; {_REMEDY}")
+            raise ValueError(f"loss: expected finite numbers or inf, got {height} at a lead of {lead:g}; {_REMEDY}")
         if not value.requires_grad:
-            raise InputError(
+            raise ValueError(
                 "loss: expected a value that depends on the scores for autograd, got a constant; do not detach or count"
             )
         (slope,) = torch.autograd.grad(value.sum(), t, allow_unused=True)
@@ -79,7 +79,7 @@ class Probe:
         if height == math.inf or (height > 1e200 and not math.isfinite(steep)):  # at the end of float64 the slope goes first
             return math.inf, math.nan
         if not math.isfinite(steep):
-            raise InputError(
+            raise ValueError(
                 f"loss: expected a finite gradient, got {steep} at a lead of {lead:g}, where the loss is {height:g}; {_REMEDY}"
             )
         return height, steep

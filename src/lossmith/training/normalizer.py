@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from lossmith.errors import InputError
-
 
 class GradientNormalizer:
     r"""Divides gradients by a moving average of their norm: g ← g / max(average ‖g‖, min_norm).
@@ -76,11 +74,11 @@ class GradientNormalizer:
         """Go on from a checkpoint, whatever device it was loaded to.
 
         Raises:
-            InputError: the state is not one of ``state_dict()``.
+            ValueError: the state is not one of ``state_dict()``.
         """
         average = state.get("average")
         if set(state) != {"average"} or not (average is None or (isinstance(average, Tensor) and average.dim() == 0)):
-            raise InputError(f"state: expected {{'average': a scalar tensor or None}}, got {dict(state)}; pass state_dict()'s")
+            raise ValueError(f"state: expected {{'average': a scalar tensor or None}}, got {dict(state)}; pass state_dict()'s")
         self.average = average
 
 

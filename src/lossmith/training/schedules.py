@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from lossmith.errors import InputError, near
+from lossmith.errors import near
 
 Shape = Literal["exponential", "linear", "cosine"]
 
@@ -45,17 +45,17 @@ class _Schedule:
         """Go on from a checkpoint, with its start, end and steps; sets the loss's dial.
 
         Raises:
-            InputError: the state has other entries, moves another dial or has another shape. Then nothing is changed.
+            ValueError: the state has other entries, moves another dial or has another shape. Then nothing is changed.
         """
         expected = self.state_dict()
         if set(state) != set(expected):
-            raise InputError(
+            raise ValueError(
                 f"state: expected the entries {sorted(expected)}, got {sorted(state)}; pass what state_dict() gave"
             )
         for name in ("dial", "shape"):
             if state[name] != expected[name]:
                 remedy = "make the schedule as the one that was saved"
-                raise InputError(
+                raise ValueError(
                     f"state: expected {name}={expected[name]!r} as in this schedule, got {state[name]!r}; {remedy}"
                 )
         taken = _whole("taken", state["taken"], 0)
@@ -65,14 +65,14 @@ class _Schedule:
 
     def _set(self, start: float, end: float, steps: int, shape: Shape) -> None:
         if shape not in get_args(Shape):
-            raise InputError(f"shape: unknown name {shape!r}; {near(str(shape), get_args(Shape))}")
+            raise ValueError(f"shape: unknown name {shape!r}; {near(str(shape), get_args(Shape))}")
         for name, value in (("start", start), ("end", end)):
             if self.zero and shape != "exponential":
                 if not 0 <= value < math.inf:
-                    raise InputError(f"{name}: expected a finite {self.dial} ≥ 0, got {value}")
+                    raise ValueError(f"{name}: expected a finite {self.dial} ≥ 0, got {value}")
             elif not 0 < value < math.inf:
                 remedy = "; a ratio cannot reach 0, shape='linear' and 'cosine' can" if self.zero and value == 0 else ""
-                raise InputError(f"{name}: expected a finite {self.dial} > 0, got {value}{remedy}")
+                raise ValueError(f"{name}: expected a finite {self.dial} > 0, got {value}{remedy}")
         steps = _whole("steps", steps, 1)
         self.start, self.end, self.steps, self.shape = float(start), float(end), steps, shape
 
@@ -95,7 +95,7 @@ def _whole(name: str, value: Any, least: int) -> int:
     except TypeError:
         raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}") from None
     if number < least:
-        raise InputError(f"{name}: expected a whole number ≥ {least}, got {number}")
+        raise ValueError(f"{name}: expected a whole number ≥ {least}, got {number}")
     return number
 
 
@@ -119,7 +119,7 @@ class ScaleSchedule(_Schedule):
         shape: "exponential", "linear" or "cosine".
 
     Raises:
-        InputError: a number out of range, or an unknown shape.
+        ValueError: a number out of range, or an unknown shape.
         TypeError: the loss has no scale, or one that is a tensor; ``steps`` is no whole number.
 
     >>> from lossmith import AccuracyLoss
@@ -154,7 +154,7 @@ class QSchedule(_Schedule):
         shape: "linear", "cosine" or, if neither end is 0, "exponential".
 
     Raises:
-        InputError: a number out of range, an unknown shape, or 0 with shape="exponential".
+        ValueError: a number out of range, an unknown shape, or 0 with shape="exponential".
         TypeError: the loss has no q, or one that is a tensor; ``steps`` is no whole number.
 
     Source: of the ramp, for a loss between cross-entropy and 1 − p, arXiv 2302.13344.
