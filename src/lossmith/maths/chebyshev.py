@@ -27,7 +27,7 @@ class Weighted(NamedTuple):
 
 
 def total(x: Tensor) -> Tensor:
-    """Sum of (n,) or (n, k) to a scalar, in an order that does not depend on the number of threads."""
+    """Sum of (n,) or (n, k) to a scalar, in one order for any number of threads."""
     if x.dim() > 1:
         x = x.sum(-1)
     # One thread sums a row; torch would split one long sum among them.
@@ -39,12 +39,15 @@ def total(x: Tensor) -> Tensor:
 
 
 def moments(t: Tensor, weight: Tensor, panel: Tensor, panels: int) -> Tensor:
-    """Σ_{i in panel} weight_i T_k(t_i), (panels, TERMS), for places t in [−1, 1] and ascending panel indices, all (n,)."""
+    """Σ_{i in panel} weight_i T_k(t_i), (panels, TERMS), as in (R4).
+
+    t: places in [−1, 1], (n,) float64; weight: (n,) float64; panel: ascending panel indices, (n,) int64.
+    """
     return _Moments.apply(t, weight, panel, panels)  # type: ignore[no-untyped-call]
 
 
 def series(coefficients: Tensor, t: Tensor, panel: Tensor) -> Tensor:
-    """Σ_k coefficients[panel_i, k] T_k(t_i), (n,); the adjoint of ``moments``."""
+    """Σ_k coefficients[panel_i, k] T_k(t_i), (n,): the adjoint of ``moments``, with the same t and panel."""
     return _Series.apply(coefficients, t, panel)  # type: ignore[no-untyped-call]
 
 
@@ -58,7 +61,7 @@ class _Moments(torch.autograd.Function):
             within, twice = panel[batch] - first, 2 * t[batch]
             term, before = weight[batch], weight[batch] * t[batch]
             for row in result:
-                # Summed apart and then added: the rounding grows with the batch, not with n.
+                # A batch is summed apart and then added: the rounding grows with the batch and not with n.
                 row[first : last + 1].add_(t.new_zeros(last + 1 - first).index_add_(0, within, term))
                 term, before = twice * term - before, term
         return result.T.contiguous()
@@ -99,7 +102,7 @@ def _batches(n: int) -> Iterator[slice]:
 
 
 def _fixed(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Made once, and fit for autograd wherever the first call stands."""
+    """Cache of a constant that autograd may use, even if the first call runs in inference mode."""
 
     @lru_cache
     def made(*args: int) -> Tensor:
@@ -140,7 +143,7 @@ def _derivative() -> Tensor:
 
 @_fixed
 def halves() -> Tensor:
-    """Moments (row vectors) of the left and of the right half of a panel → their share of the whole's, (2, TERMS, TERMS)."""
+    """The matrices S of (R9), (2, TERMS, TERMS): of the left half, then of the right half; they multiply row vectors."""
     points = (nodes(TERMS) + torch.tensor([[-1.0], [1.0]], dtype=torch.float64, device="cpu")) / 2
     return from_values(TERMS) @ polynomials(points, TERMS)
 

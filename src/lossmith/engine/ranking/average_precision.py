@@ -1,15 +1,7 @@
-r"""Average precision as one integral over the threshold.
+r"""Average precision as one integral over the threshold for each positive, (R18) of ``docs/how/ranking.md``.
 
-With scores x in units of the noise, S = 1 − F, and N⁺(u), N⁻(u), N(u) the expected numbers of positives, negatives and all
-above u, the precision at the threshold u that a positive i just passes, itself counted and the others expected, is
-(1 + N⁺_i(u)) / (1 + N_i(u)), where N_i leaves out S(u − x_i). Since 1 + N_i = N + F(u − x_i),
-
-    AP = 1 − mean_{i pos} ∫ f(u − x_i) N⁻(u) / (N(u) + F(u − x_i)) du.                                          (1)
-
-The integrals share one set of Gauss–Legendre panels, since N does. It covers what f reaches from the positives. Where the
-tails of the noise are algebraic, panels grow with their distance to the nearest score. Where the density has kinks, panels end
-at every kink of every score, and are halved where N falls steeply. Many scores on a few units of a smooth noise are first
-condensed: (1) is analytic in each score, and 16 Chebyshev points with weights stand for all the scores in a panel.
+The integrals share one set of Gauss–Legendre panels. Panels cover what the noise reaches from the positives (R19). Many scores
+of smooth noise are first condensed (R20). Where the density has kinks, panels end at every kink of every score (R21).
 """
 
 from __future__ import annotations
@@ -27,14 +19,15 @@ from lossmith.engine.ranking.multipole import OccupiedPanels, median, panel_widt
 from lossmith.maths.chebyshev import TERMS, Weighted, from_values, gauss_legendre, nodes, total
 from lossmith.noise import Noise
 
-NODES = 16  # a panel
-FEW_NODES = 4  # a panel between kinks close to each other
-NOTHING = 1e-20  # a tail that even a million of them leave below rounding
-HEAVY = 256  # panels within reach, from where on they grow with the distance
-GROWTH = 4  # such a panel is at least so many times its width from the nearest score
-STEEP, FLAT = 4.0, 1.05  # how much 1 + N falls over a panel: at most, and so little that few nodes do
-SIDE = 1e-13  # so far from a kink is beside it
-BLOCK = 1 << 20  # elements at a time; each block is computed again in backward
+NODES = 16  # Gauss–Legendre nodes of a panel: smooth integrands and panels of a width of the noise give 13 digits
+FLAT_NODES = 4  # nodes of a panel on which N is flat: the integrand is then f times a factor that hardly changes
+REACH_TAIL = 1e-20  # a probability so low that a million scores add up to less than the rounding of 1
+MOST_EQUAL_PANELS = 256  # more panels than these within the reach of one score: panels then grow with the distance
+GROWTH = 4  # a panel that grows lies at least so many times its width from the nearest score: f is smooth on it
+STEEP = 4.0  # the greatest fall of 1 + N over a panel, as a factor (R21): the nodes of a steeper panel would not resolve it
+FLAT = 1.05  # the greatest fall of 1 + N over a panel that FLAT_NODES serve, if the panel is also narrow beside the noise
+KINK_OFFSET = 1e-13  # in units of the noise: a node this far from a kink is clear of the rounding and still on its panel
+BLOCK = 1 << 20  # pairs times nodes of one step: 8 MB an array; each block is computed again in backward
 
 
 class Points(NamedTuple):
@@ -46,7 +39,7 @@ class Points(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """The noise lies between −left and right but for a part of ``NOTHING``, around its median."""
+    """The noise lies between −left and right but for ``REACH_TAIL`` on either side (R19); ``centre`` is its median."""
 
     left: float
     right: float
@@ -54,34 +47,39 @@ class Reach(NamedTuple):
 
 
 class Intervals(NamedTuple):
-    """Panels, ascending: ends (p,), and how many edges of the first cut lie at or before the left one, (p,) int64."""
+    """Panels, ascending, of the integral.
+
+    left, right: ends, (p,) float64; order: how many edges of the first cut lie at or before the left end, (p,) int64.
+    """
 
     left: Tensor
     right: Tensor
     order: Tensor
 
-    def where(self, chosen: Tensor) -> Intervals:
+    def subset(self, chosen: Tensor) -> Intervals:
         return Intervals(self.left[chosen], self.right[chosen], self.order[chosen])
 
 
 def average_precision(x: Tensor, positive: Tensor, noise: Noise) -> Tensor:
-    """(1) for scores (n,) float64 in units of the noise and their labels (n,) bool, a scalar; differentiable twice."""
+    """(R18), a float64 scalar, for x (n,) float64 in units of the noise and labels (n,) bool; differentiable twice."""
     x, order = x.sort(stable=True)
     positives = positive[order].to(x)
     points, reach = Points(x, positives, 1 - positives), _reach(noise)
     if noise.kinks:
         cut, ranks = _cut_at_kinks(points, noise, reach, _cells(points, unit(noise) / 2, reach))
-        flat, rest = _refined(points, noise, reach, cut)
-        lost = _lost(points, noise, reach, flat, FEW_NODES, ranks) + _lost(points, noise, reach, rest, NODES, ranks)
+        flat, curved = _refined(points, noise, reach, cut)
+        shortfall = _shortfall(points, noise, reach, flat, FLAT_NODES, ranks) + _shortfall(
+            points, noise, reach, curved, NODES, ranks
+        )
     else:
         width = panel_width(noise)
         points = _condensed(points, width / 4)
-        lost = _lost(points, noise, reach, _cells(points, width, reach), NODES)
-    return 1 - lost / total(points.positives)
+        shortfall = _shortfall(points, noise, reach, _cells(points, width, reach), NODES)
+    return 1 - shortfall / total(points.positives)
 
 
 def _condensed(points: Points, width: float) -> Points:
-    """The Chebyshev points of the occupied panels for the scores in them, where that is fewer."""
+    """The Chebyshev points of the occupied panels (R20), or ``points`` themselves if these are fewer."""
     positives = OccupiedPanels.of(Weighted(points.x, points.positives), width)
     if len(positives.place) * TERMS >= len(points.x):
         return points
@@ -95,23 +93,23 @@ def _condensed(points: Points, width: float) -> Points:
 @lru_cache(maxsize=64)
 def _reach(noise: Noise) -> Reach:
     centre = median(noise)
-    left = _first_nothing(lambda far: noise.log_cdf(centre - far), unit(noise))
-    right = _first_nothing(lambda far: noise.log_sf(centre + far), unit(noise))
+    left = _tail_end(lambda distance: noise.log_cdf(centre - distance), unit(noise))
+    right = _tail_end(lambda distance: noise.log_sf(centre + distance), unit(noise))
     return Reach(left - centre, right + centre, centre)
 
 
-def _first_nothing(log_tail: Callable[[Tensor], Tensor], unit: float) -> float:
-    """Where a tail falls below ``NOTHING``, or little beyond."""
+def _tail_end(log_tail: Callable[[Tensor], Tensor], unit: float) -> float:
+    """The distance from the median at which a tail falls below ``REACH_TAIL``, or slightly more."""
 
-    def is_nothing(far: float) -> bool:
-        return float(log_tail(torch.tensor(far, dtype=torch.float64, device="cpu"))) < math.log(NOTHING)
+    def is_negligible(distance: float) -> bool:
+        return float(log_tail(torch.tensor(distance, dtype=torch.float64, device="cpu"))) < math.log(REACH_TAIL)
 
     low, high = 0.0, unit
-    while not is_nothing(high) and high < 1e300:
+    while not is_negligible(high) and high < 1e300:
         low, high = high, 2 * high
     for _ in range(8):
         middle = (low + high) / 2
-        low, high = (low, middle) if is_nothing(middle) else (middle, high)
+        low, high = (low, middle) if is_negligible(middle) else (middle, high)
     return high
 
 
@@ -122,23 +120,23 @@ def _cells(points: Points, width: float, reach: Reach) -> Intervals:
     """Dyadic panels, constants for differentiation, wherever a positive reaches."""
     scores = points.x.detach()
     positives = scores[points.positives.detach() != 0]
-    graded = reach.left + reach.right > HEAVY * width
+    graded = reach.left + reach.right > MOST_EQUAL_PANELS * width
     low, high = float(positives[0]) - reach.left, float(positives[-1]) + reach.right
     size = width * 2.0 ** max(0, math.ceil(math.log2((high - low) / width)))
     left = size * torch.arange(math.floor(low / size), math.floor(high / size) + 1, dtype=torch.float64, device=scores.device)
-    found: list[tuple[Tensor, Tensor]] = []
+    levels: list[tuple[Tensor, Tensor]] = []
     while len(left):
         reached = torch.searchsorted(positives, left + (size + reach.left), right=True)
         left = left[reached > torch.searchsorted(positives, left - reach.right)]
         fits = torch.full_like(left, size <= width, dtype=torch.bool)
         if graded:
             fits |= _distance(left, left + size, scores + reach.centre) >= GROWTH * size
-        found.append((left[fits], left[fits] + size))
+        levels.append((left[fits], left[fits] + size))
         left = left[~fits]
         size /= 2
         left = torch.cat([left, left + size])
-    left, order = torch.cat([start for start, _ in found]).sort()
-    return Intervals(left, torch.cat([end for _, end in found])[order], torch.arange(len(left), device=left.device))
+    left, order = torch.cat([start for start, _ in levels]).sort()
+    return Intervals(left, torch.cat([end for _, end in levels])[order], torch.arange(len(left), device=left.device))
 
 
 def _distance(left: Tensor, right: Tensor, scores: Tensor) -> Tensor:
@@ -158,12 +156,12 @@ def _cut_at_kinks(points: Points, noise: Noise, reach: Reach, cells: Intervals) 
     rank = torch.empty_like(index).scatter_(0, source, index)[-len(kinks) :].view(-1, len(noise.kinks))
     cut = Intervals(edges[:-1], edges[1:], index[:-1])
     first, last = _window(cut, points.x.detach()[points.positives != 0], reach)
-    return cut.where(last > first), rank
+    return cut.subset(last > first), rank
 
 
 def _refined(points: Points, noise: Noise, reach: Reach, cut: Intervals) -> tuple[Intervals, Intervals]:
-    """Panels halved until 1 + N falls by no more than ``STEEP`` over each: those on which it is flat, and the rest."""
-    flat, rest = [], []
+    """Panels halved until 1 + N falls by no more than ``STEEP`` over each (R21): the flat panels, then the curved panels."""
+    flat, curved = [], []
     narrow = unit(noise) / 64
     while len(cut.left):
         at_left, at_right = (1 + _count(points, noise, reach, edge.detach()) for edge in (cut.left, cut.right))
@@ -171,18 +169,18 @@ def _refined(points: Points, noise: Noise, reach: Reach, cut: Intervals) -> tupl
         is_flat = (at_left <= FLAT * at_right) & ((cut.right - cut.left).detach() <= narrow)
         # Far from 0 an edge has few digits, and a panel of one unit in the last place has no middle.
         is_steep = (at_left > STEEP * at_right) & (cut.left < middle) & (middle < cut.right)
-        flat.append(cut.where(is_flat))
-        rest.append(cut.where(~is_flat & ~is_steep))
-        steep, middle = cut.where(is_steep), middle[is_steep]
+        flat.append(cut.subset(is_flat))
+        curved.append(cut.subset(~is_flat & ~is_steep))
+        steep, middle = cut.subset(is_steep), middle[is_steep]
         cut = _joined([Intervals(steep.left, middle, steep.order), Intervals(middle, steep.right, steep.order)])
-    return _joined(flat), _joined(rest)
+    return _joined(flat), _joined(curved)
 
 
 def _joined(parts: list[Intervals]) -> Intervals:
     return Intervals(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-# Sums over panels and the scores that have something there
+# Sums over panels and the scores that reach them
 
 
 def _window(panels: Intervals, scores: Tensor, reach: Reach) -> tuple[Tensor, Tensor]:
@@ -191,23 +189,28 @@ def _window(panels: Intervals, scores: Tensor, reach: Reach) -> tuple[Tensor, Te
     return first, torch.searchsorted(scores, panels.right.detach() + reach.left, right=True)
 
 
-def _lost(points: Points, noise: Noise, reach: Reach, panels: Intervals, count: int, ranks: Tensor | None = None) -> Tensor:
-    """Σ_i of the integral in (1) over these panels, with ``count`` nodes each."""
+def _shortfall(
+    points: Points, noise: Noise, reach: Reach, panels: Intervals, count: int, ranks: Tensor | None = None
+) -> Tensor:
+    """Σ_i of the integral in (R18) over ``panels``, with ``count`` nodes each.
+
+    ranks (n, kinks): for noise with kinks, the rank of each kink among the edges.
+    """
     first, last = _window(panels, points.x.detach(), reach)
     above = torch.nn.functional.pad(torch.stack([points.positives, points.negatives]).flip(1).cumsum(1), (1, 0)).flip(1)
 
     def block(chosen: Tensor) -> Tensor:
-        part = panels.where(chosen)
+        part = panels.subset(chosen)
         panel, point = _pairs(first[chosen], last[chosen])
         within, du = gauss_legendre(torch.stack([torch.zeros_like(part.left), part.right - part.left], -1), count)
-        # From the left end, which is near: far from 0, u itself has few digits within a panel.
+        # Nodes count from the left end of the panel: far from 0, u itself has few digits within a panel.
         e = (part.left[panel] - points.x[point]).unsqueeze(-1) + within[panel]
         if ranks is not None:
-            e = _on_their_side(e, part.order[panel], ranks[point], noise.kinks)
+            e = _on_side_of_kink(e, part.order[panel], ranks[point], noise.kinks)
         survival = noise.log_sf(e).exp()
         positives, negatives = (
-            beyond[last[chosen]].unsqueeze(-1) + _by_panel(weight[point].unsqueeze(-1) * survival, panel, len(chosen))
-            for beyond, weight in zip(above, points[1:], strict=True)
+            weight_above[last[chosen]].unsqueeze(-1) + _by_panel(weight[point].unsqueeze(-1) * survival, panel, len(chosen))
+            for weight_above, weight in zip(above, points[1:], strict=True)
         )
         share = negatives[panel] / ((positives + negatives)[panel] + (1 - survival))
         density = noise.log_prob(e).exp() * points.positives[point].unsqueeze(-1)
@@ -216,8 +219,8 @@ def _lost(points: Points, noise: Noise, reach: Reach, panels: Intervals, count: 
     work = (last - first).cumsum(0) * count // BLOCK
     sizes = torch.unique_consecutive(work, return_counts=True)[1].tolist()
     blocks = torch.arange(len(work), device=work.device).split(sizes)
-    lost = [checkpoint(block, chosen, use_reentrant=False) for chosen in blocks]
-    return torch.stack(lost).sum() if lost else points.x.new_zeros(())
+    sums = [checkpoint(block, chosen, use_reentrant=False) for chosen in blocks]
+    return torch.stack(sums).sum() if sums else points.x.new_zeros(())
 
 
 def _count(points: Points, noise: Noise, reach: Reach, u: Tensor) -> Tensor:
@@ -245,9 +248,12 @@ def _by_panel(values: Tensor, panel: Tensor, panels: int) -> Tensor:
     return values.new_zeros(panels, values.shape[-1]).index_put((panel,), values, accumulate=True)
 
 
-def _on_their_side(e: Tensor, order: Tensor, rank: Tensor, kinks: tuple[float, ...]) -> Tensor:
-    """e kept on the side of each kink that its panel is on: rounding, and panels of no width between ties, must not cross."""
-    for kink, mine in zip(kinks, rank.unbind(-1), strict=True):
-        beyond = (order >= mine).unsqueeze(-1)
-        e = torch.where(beyond, e.clamp_min(kink + SIDE), e.clamp_max(kink - SIDE))
+def _on_side_of_kink(e: Tensor, order: Tensor, rank: Tensor, kinks: tuple[float, ...]) -> Tensor:
+    """e, moved to the side of each kink on which its panel lies.
+
+    Rounding, and panels without width between ties, could put a node on the other side.
+    """
+    for kink, kink_rank in zip(kinks, rank.unbind(-1), strict=True):
+        right_of_kink = (order >= kink_rank).unsqueeze(-1)
+        e = torch.where(right_of_kink, e.clamp_min(kink + KINK_OFFSET), e.clamp_max(kink - KINK_OFFSET))
     return e

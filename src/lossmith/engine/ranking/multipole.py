@@ -2,7 +2,7 @@ r"""Wins over all pairs for smooth noises: a fast multipole method in one dimens
 
 H(δ) = P(ε_y − ε_x ≤ δ) is the probability that x wins with a lead of δ; H(−δ) = 1 − H(δ). Scores are in units of the noise.
 A set of scores enters through its Chebyshev moments in each occupied panel of a lattice (R4). H between two panels is a matrix
-on these moments (R5). Panels grow with their distance (R7) to (R9). Derivation and equations: ``docs/how/ranking.md``.
+on these moments (R5). Panels grow with their distance (R7) to (R10). Derivation and equations: ``docs/how/ranking.md``.
 Source: Greengard & Rokhlin, "A fast algorithm for particle simulations", 1987; with Chebyshev polynomials, Fong & Darve, "The
 black-box fast multipole method", 2009.
 """
@@ -25,13 +25,18 @@ NEGLIGIBLE_TAIL = 1e-18  # a probability that is 0 beside the rounding of 1, 1.1
 
 
 class OccupiedPanels(NamedTuple):
-    """Occupied panels: their places on the lattice, ascending, (p,) int64, and moments (p, TERMS)."""
+    """The occupied panels of one set of scores (R4).
+
+    place: the index of each panel on the lattice (R3), ascending, (p,) int64.
+    moments: the Chebyshev moments of each panel, (p, TERMS) float64.
+    """
 
     place: Tensor
     moments: Tensor
 
     @classmethod
     def of(cls, points: Weighted, width: float) -> OccupiedPanels:
+        """Panels of ``width``, in units of the noise, that hold at least one of the points."""
         x, order = points.x.sort(stable=True)
         lattice = torch.floor(x.detach() / width)
         place, panel = torch.unique_consecutive(lattice.long(), return_inverse=True)
@@ -39,17 +44,17 @@ class OccupiedPanels(NamedTuple):
         return cls(place, moments(t, points.weight[order], panel, len(place)))
 
     def coarser(self) -> OccupiedPanels:
-        """Panels of twice the width."""
+        """The panels of twice the width (R9)."""
         place, parent = torch.unique_consecutive(self.place >> 1, return_inverse=True)
         result = self.moments.new_zeros(len(place), TERMS)
         for half, shift in enumerate(halves().to(self.moments)):
-            high_index = (self.place & 1 == half).nonzero().squeeze(-1)
-            result = result.index_put((parent[high_index],), self.moments[high_index] @ shift, accumulate=True)
+            member = (self.place & 1 == half).nonzero().squeeze(-1)
+            result = result.index_put((parent[member],), self.moments[member] @ shift, accumulate=True)
         return OccupiedPanels(place, result)
 
 
 def wins_of_panels(high: OccupiedPanels, low: OccupiedPanels, noise: Noise, width: float) -> Tensor:
-    """Σ_ij u_i v_j H(x_i − y_j), a scalar, for winners and losers in panels of that width."""
+    """Σ_ij u_i v_j H(x_i − y_j), a scalar, for winners ``high`` and losers ``low`` in panels of ``width``."""
     wins = _certain_wins(high, low) + _corrections(high, low, win_matrices(noise, width, 0, NEAR_PANELS))
     while _spread(high, low) > NEAR_PANELS and not is_certain(NEAR_PANELS * width, noise):
         wins = wins + _corrections(high, low, win_matrices(noise, width, NEAR_PANELS + 1, 2 * NEAR_PANELS + 1))
@@ -58,25 +63,26 @@ def wins_of_panels(high: OccupiedPanels, low: OccupiedPanels, noise: Noise, widt
 
 
 def _spread(high: OccupiedPanels, low: OccupiedPanels) -> int:
+    """The distance of the two panels furthest apart, one of either set, in panels."""
     return int(torch.maximum(high.place[-1] - low.place[0], low.place[-1] - high.place[0]))
 
 
 @lru_cache(maxsize=512)
 def is_certain(delta: float, noise: Noise) -> bool:
-    """Whether H is 1 from δ on: of two ε that differ by δ, one is δ/2 or more from the median."""
+    """Whether H is 1 from δ on, up to rounding (R10)."""
     return 2 * _outside(delta / 2, noise) < NEGLIGIBLE_TAIL
 
 
 def _certain_wins(high: OccupiedPanels, low: OccupiedPanels) -> Tensor:
-    """Every pair of panels counted as 0, ½ if they are near each other, or 1."""
+    """The count of (R7): every pair of panels counts 0, ½ if the two are near each other, or 1."""
     weight = torch.nn.functional.pad(low.moments[:, 0].cumsum(0), (1, 0))
-    beaten = weight[torch.searchsorted(low.place, high.place - NEAR_PANELS)]
-    met = weight[torch.searchsorted(low.place, high.place + NEAR_PANELS, right=True)]
-    return total(high.moments[:, 0] * (beaten + met) / 2)
+    weight_below = weight[torch.searchsorted(low.place, high.place - NEAR_PANELS)]
+    weight_to_far_end = weight[torch.searchsorted(low.place, high.place + NEAR_PANELS, right=True)]
+    return total(high.moments[:, 0] * (weight_below + weight_to_far_end) / 2)
 
 
 def _corrections(high: OccupiedPanels, low: OccupiedPanels, matrices: dict[int, Tensor]) -> Tensor:
-    """What the count is short of, over pairs of panels at the distances of the matrices and with parents near each other."""
+    """What (R7) adds to the count, over pairs of panels at the distances of ``matrices`` and with parents near each other."""
     matches = [_match(high, low, distance) for distance in matrices]
     high_index, low_index = (torch.cat(side) for side in zip(*matches, strict=True))
     sizes = [len(match[0]) for match in matches]
@@ -87,7 +93,7 @@ def _corrections(high: OccupiedPanels, low: OccupiedPanels, matrices: dict[int, 
 
 
 def _match(high: OccupiedPanels, low: OccupiedPanels, distance: int) -> tuple[Tensor, Tensor]:
-    """Indices of the pairs of occupied panels, high − low = distance."""
+    """Indices into ``high`` and ``low`` of the panels that are ``distance`` apart, high − low: both (pairs,) int64."""
     partner = high.place - distance
     index = torch.searchsorted(low.place, partner).clamp_max(len(low.place) - 1)
     parents_near = ((high.place >> 1) - (partner >> 1)).abs() <= NEAR_PANELS
@@ -97,10 +103,12 @@ def _match(high: OccupiedPanels, low: OccupiedPanels, distance: int) -> tuple[Te
 
 @lru_cache(maxsize=512)
 def win_matrices(noise: Noise, width: float, nearest: int, farthest: int) -> dict[int, Tensor]:
-    """By the distance of two panels, to the left negative, the matrix of H less ½ if they are near, 1 or 0 if they are not.
+    """The matrices (R6) of (R7) by the distance of two panels, which is negative to the left (R8).
+
+    ``width`` is that of the panels, in units of the noise; ``nearest`` and ``farthest`` are distances in panels.
 
     Raises:
-        ValueError: 16 Chebyshev polynomials are too few.
+        ValueError: TERMS Chebyshev polynomials are too few for the noise at this width.
     """
     with torch.inference_mode(False), torch.no_grad():
         distance = torch.arange(nearest, farthest + 1, dtype=torch.float64, device="cpu").view(-1, 1, 1)
@@ -120,7 +128,10 @@ def win_matrices(noise: Noise, width: float, nearest: int, farthest: int) -> dic
 
 @lru_cache(maxsize=64)
 def panel_width(noise: Noise) -> float:
-    """The width of the finest panels, a power of two so that the place of a score has no rounding."""
+    """The width of the finest panels, in units of the noise: a power of two, so that a place (R3) has no rounding.
+
+    The cache of the width and of the matrices is by the noise: the first call of a noise computes them.
+    """
     width = unit(noise)
     for _ in range(10):
         try:
@@ -146,23 +157,25 @@ def unit(noise: Noise) -> float:
 
 
 def _tail(delta: Tensor, noise: Noise, low: float, high: float) -> Tensor:
-    """H(−δ) for low ≤ δ ≤ high: a Chebyshev series, for a value of its own costs an integral."""
+    """H(−δ) for low ≤ δ ≤ high: a Chebyshev series, since each value by itself costs an integral."""
     middle, half = (low + high) / 2, (high - low) / 2
     values = _lost(middle + half * nodes(2 * TERMS), noise)
     return polynomials((delta - middle) / half, 2 * TERMS) @ (from_values(2 * TERMS) @ values)
 
 
 def _lost(delta: Tensor, noise: Noise) -> Tensor:
-    """H(−δ) = ∫ f(u) F(u − δ) du for δ ≥ 0, (m,), within 1e-15; u counted from the median.
+    """H(−δ) for δ ≥ 0, (m,), within 1e-15, by (R11); u and v count from the median.
 
-    Each half of the integral, on either side of δ/2, has one place where it can bend, and panels grow away from there.
+    Each part of (R11) has one place where it bends. The panels grow away from that place.
     """
     scores = torch.stack([-delta, torch.zeros_like(delta)], -1)
     if noise.has_closed_form(2):
         return noise.closed_form_log_probs(scores)[:, 0].exp()
     reach, centre = [unit(noise) / 64], median(noise)
     while _outside(reach[-1], noise) > NEGLIGIBLE_TAIL and reach[-1] < 1e300:
-        reach.append((2 if reach[-1] < 16 * unit(noise) else 4) * reach[-1])  # light tails have ended by then
+        reach.append(
+            (2 if reach[-1] < 16 * unit(noise) else 4) * reach[-1]
+        )  # where tails are light, the loop has ended by then
     edges = delta.new_tensor([-r for r in reversed(reach)] + [0.0] + reach)
     half = delta.unsqueeze(-1) / 2
     u, du = gauss_legendre(edges.minimum(half), TERMS)

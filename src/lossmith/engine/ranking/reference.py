@@ -1,6 +1,6 @@
 """Sums over all pairs of two sets of scores in plain torch: the reference of the kernels, differentiable twice.
 
-Equation (R2) of ``docs/how/ranking.md``: by panels for smooth noise, by sorted scores for noise with kinks.
+The sum W of equation (R1) in ``docs/how/ranking.md``: by panels for smooth noise, by sorted scores for noise with kinks.
 """
 
 from __future__ import annotations
