@@ -142,7 +142,7 @@ def test_scores_too_far_apart_for_a_lattice_go_by_the_plain_path() -> None:
     value = expected_auc(scores, target)
     assert lossmith.last_kernel() == "reference"
     assert 0 < float(value) < 1
-    spread = r"^kernel: 'cpu' cannot serve this call \(the scores span .* panels\); expected one of: reference$"
+    spread = r"^kernel: 'cpu' cannot serve this call of expected_auc \(the scores span .* panels\); expected one of: reference$"
     with lossmith.use_kernel("cpu"), pytest.raises(ValueError, match=spread):
         expected_auc(scores, target)
     assert expected_auc(scores, target, noise="laplace").shape == ()  # which need none
@@ -179,7 +179,7 @@ def test_transforms_go_by_the_plain_path() -> None:
 @pytest.fixture
 def _mended() -> Iterator[None]:
     yield
-    broken.pop(auc.NAME, None)
+    broken.pop((auc.OPERATION, "cpu"), None)
 
 
 @pytest.mark.usefixtures("_mended")
@@ -198,7 +198,7 @@ def test_a_kernel_that_fails_is_named_and_replaced(monkeypatch: pytest.MonkeyPat
     assert float(value) == pytest.approx(expected, abs=1e-14)
     assert lossmith.last_kernel() == "reference"
     assert float(expected_auc(scores, target)) == float(value)  # without a second warning, which would be an error
-    failed = r"cannot serve this call .it failed before: OSError: no room"
+    failed = r"cannot serve this call of expected_auc .it failed before: OSError: no room"
     with lossmith.use_kernel("cpu"), pytest.raises(ValueError, match=failed):
         expected_auc(scores, target)
 
@@ -230,7 +230,7 @@ def test_a_noise_that_no_panel_resolves_is_refused_by_all() -> None:
     scores, target, _ = sample(50, 2e4)
     with pytest.raises(ValueError, match=r"^noise: expected a smooth density with one peak"):
         expected_auc(scores, target, noise=rough)
-    assert auc.NAME not in broken
+    assert (auc.OPERATION, "cpu") not in broken
 
 
 def test_powers_are_chebyshev_polynomials() -> None:

@@ -3,7 +3,7 @@
 from lossmith import functional, heads, moved, noise, surrogates, training
 from lossmith.distribution import PerturbedArgmax
 from lossmith.engine.runtime.select import last_kernel, use_kernel
-from lossmith.errors import InputError
+from lossmith.errors import InputError, PerformanceWarning
 from lossmith.losses import (
     AccuracyLoss,
     AUCLoss,
@@ -30,6 +30,7 @@ __all__ = [
     "FBetaLoss",
     "InputError",
     "JaccardLoss",
+    "PerformanceWarning",
     "PerturbedArgmax",
     "SubsetAccuracyLoss",
     "TopKAccuracyLoss",

@@ -13,6 +13,10 @@ class InputError(ValueError):
     """
 
 
+class PerformanceWarning(UserWarning):
+    """A call is served by the plain-torch reference at a size where that costs; the text says why, and what to do."""
+
+
 def near(name: str, choices: Iterable[str]) -> str:
     """Text that follows an unknown name: the near ones if there are any, otherwise all of them.
 

@@ -6,6 +6,7 @@ and return their own type.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,14 +35,19 @@ from lossmith.parallel import samples
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_all_log_probs = opaque.register(
-    "argmax_log_probs", lambda x, noise, _: reference.log_probs(x[0], noise), lambda x: torch.empty_like(x[0])
-)
-_topk_log_prob = opaque.register(
-    "topk_log_prob",
-    lambda x, noise, k: reference.log_prob(x[0], x[1], noise, rank=int(k)),
-    lambda x: x[0].new_empty(x[0].shape[0]),
-)
+
+def _log_probs_by_reference(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
+    select.record(select.choose("argmax_log_probs", (select.REFERENCE,), x[0]))
+    return reference.log_probs(x[0], noise)
+
+
+def _topk_by_reference(x: Sequence[Tensor], noise: Noise, k: float) -> Tensor:
+    select.record(select.choose("topk_log_prob", (select.REFERENCE,), x[0], bearable=64))
+    return reference.log_prob(x[0], x[1], noise, rank=int(k))
+
+
+_all_log_probs = opaque.register("argmax_log_probs", _log_probs_by_reference, lambda x: torch.empty_like(x[0]))
+_topk_log_prob = opaque.register("topk_log_prob", _topk_by_reference, lambda x: x[0].new_empty(x[0].shape[0]))
 
 
 def argmax_log_prob(
@@ -168,6 +174,7 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
     check_score_values(scores)
     z = _centred(scores) / scale
     if distribution.has_closed_form(scores.shape[-1]):
+        select.record("closed form")
         log_p = distribution.closed_form_log_probs(z)
     else:
         log_p = _all_log_probs((_rows(z),), distribution).view_as(z)

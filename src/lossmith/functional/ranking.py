@@ -11,6 +11,7 @@ from lossmith import noise as noises
 from lossmith.engine.ranking import autograd as auc
 from lossmith.engine.ranking.average_precision import average_precision
 from lossmith.engine.ranking.reference import expected_wins
+from lossmith.engine.runtime import select
 from lossmith.inputs import check_tensors
 from lossmith.maths.chebyshev import BATCH, Weighted, total
 from lossmith.noise import Noise
@@ -84,9 +85,8 @@ def expected_auc(
     if bool(positive.all()):
         raise ValueError("target: expected at least one 0 (a negative), got none; AUC compares positives with negatives")
     w = None if weight is None else _checked_weight(weight, positive)
-    result = plain(scores, positive, scale, w)
-    auc.refuse(found)
-    return result.to(scores.dtype)
+    auc.refuse(found, scores)
+    return plain(scores, positive, scale, w).to(scores.dtype)
 
 
 def expected_average_precision(
@@ -137,6 +137,7 @@ def expected_average_precision(
     check_tensors(scores=scores, target=target)
     positive = _checked_labels(scores, target)
     x = _in_units(scores, scale)
+    select.record(select.choose("expected_average_precision", (select.REFERENCE,), scores, bearable=64))
     return average_precision(x, positive, distribution).to(scores.dtype)
 
 

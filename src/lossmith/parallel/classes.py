@@ -14,7 +14,6 @@ from what all ranks know, so that none waits for another in vain.
 from __future__ import annotations
 
 import math
-import warnings
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,10 +22,10 @@ import torch
 from torch import Tensor
 
 from lossmith.engine.argmax.autograd import HARD, STATUS
-from lossmith.engine.argmax.dispatch import choose
+from lossmith.engine.argmax.dispatch import OPERATION, choose
 from lossmith.engine.argmax.sharded import exchange as sharded_rows
 from lossmith.engine.argmax.sharded import plain as sharded
-from lossmith.engine.runtime.select import broken, record
+from lossmith.engine.runtime.select import give_up, record
 from lossmith.inputs import check_score_values, check_scores, check_target_type, check_target_values, checked_scale
 from lossmith.noise import Gumbel, Noise, identity
 from lossmith.parallel import samples as groups
@@ -143,8 +142,7 @@ def _has_kernels(z: Tensor, noise: Noise) -> bool:
     try:
         sharded_rows.kernels()
     except Exception as error:  # whatever it is, there is another way, and the user learns of it
-        broken["cpu"] = f"{type(error).__name__}: {error}"
-        warnings.warn(f"kernel 'cpu' failed ({broken['cpu']}); the reference runs instead", RuntimeWarning, stacklevel=2)
+        give_up(OPERATION, "cpu", error)
         return False
     return True
 

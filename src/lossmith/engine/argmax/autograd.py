@@ -7,7 +7,6 @@ operator, ``lossmith::argmax_log_prob``. Second derivatives are the reference's.
 from __future__ import annotations
 
 import math
-import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.engine.argmax import reference
-from lossmith.engine.argmax.dispatch import choose, fast_kernel, obstacle, tables_of
-from lossmith.engine.runtime.select import broken, record
+from lossmith.engine.argmax.dispatch import OPERATION, choose, fast_kernel, tables_of
+from lossmith.engine.runtime.select import give_up, record
 from lossmith.engine.runtime.threads import announced, apart, run_team
 from lossmith.inputs import check_score_values, check_target_values, is_wrapped, owns_memory
 from lossmith.noise import Noise
@@ -99,18 +98,18 @@ def _value(
     """As ``value``, and whether rows were left to the reference."""
     log_p, _, where = outputs = _outputs(scores, noise)
     bad, hard = False, True
-    if kernel != "reference":
+    if kernel not in ("reference", ""):
         record(kernel)
         try:
             run = _cuda(scores.device).forward if kernel == "cuda" else _run_forward
             bad, hard = run(scores, target, scale, noise, ignored, *outputs)
         except Exception as error:  # whatever it is, there is another way, and the user learns of it
-            _give_up(kernel, error)
+            give_up(OPERATION, kernel, error)
             kernel = "reference"
         if bad:
             check_target_values(target, scores.shape[-1], ignored)
             check_score_values(scores[target != ignored])
-    if kernel == "reference":
+    if kernel in ("reference", ""):
         record("reference")
         log_p.zero_()
         where[:, STATUS] = torch.where(target == ignored, SURE, HARD)
@@ -132,12 +131,6 @@ def _check_memory(scores: Tensor, target: Tensor, scale: Tensor) -> None:
         raise TypeError(f"scale: expected (1,) or ({rows},) of {scores.dtype}, got {scale.dtype} of shape {tuple(scale.shape)}")
     if not scores.device == target.device == scale.device:
         raise ValueError(f"target, scale: expected on {scores.device}, got {target.device}, {scale.device}; move them there")
-
-
-def _give_up(kernel: str, error: Exception) -> None:
-    broken[kernel] = f"{type(error).__name__}: {error}"
-    message = f"kernel {kernel!r} failed ({broken[kernel]}); the reference runs instead"
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _outputs(scores: Tensor, noise: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -244,14 +237,14 @@ def gradient(
             f"upstream, weights, where: expected what the value's operator gave, got {upstream.dtype}, "
             f"{weights.dtype}, {where.dtype}"
         )
-    grad, kernel = torch.empty_like(scores, memory_format=torch.contiguous_format), fast_kernel(scores)
-    served = not obstacle(kernel, scores, noises.by_key(noise))
+    grad, kernel = torch.empty_like(scores, memory_format=torch.contiguous_format), fast_kernel(scores, noises.by_key(noise))
+    served = bool(kernel)
     if served:
         try:
             run = _cuda(scores.device).backward if kernel == "cuda" else _run_backward
             run(scores, target, scale, noise, upstream, weights, where, grad)
         except Exception as error:
-            _give_up(kernel, error)
+            give_up(OPERATION, kernel, error)
             served = False
     if served and not hard:
         return grad
@@ -313,7 +306,7 @@ class _PlainValue(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         scores, target, scale, noise, ignored = inputs
-        output, ctx.hard = _value(scores, target, scale, noise, ignored, fast_kernel(scores))
+        output, ctx.hard = _value(scores, target, scale, noise, ignored, fast_kernel(scores, noises.by_key(noise)))
         _Value.setup_context(ctx, inputs, output)
         return output
 

@@ -1,7 +1,8 @@
-"""Which kernel computes log P(the target wins), chosen call by call.
+"""The kernels for P(a class wins) and for the k highest, and the choice between them, call by call.
 
-"cpu" and "cuda" serve float32, and half types computed in float32, on their device, for noise that ``tables`` can follow;
-"reference" serves everything. Under Triton's interpreter (TRITON_INTERPRET=1) "cuda" serves tensors on the CPU, to be tested.
+"cpu" and "cuda" serve log P(the target wins) of float32 rows, and half types computed in float32, on their device, for noise
+that ``tables`` can follow; "reference" serves everything. Under Triton's interpreter (TRITON_INTERPRET=1) "cuda" serves tensors
+on the CPU, to be tested.
 """
 
 from __future__ import annotations
@@ -15,50 +16,43 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.engine.argmax.kernels.tables import Tables, tables
-from lossmith.engine.runtime.select import KERNELS, asked, broken
+from lossmith.engine.runtime.select import REFERENCE, Kernel, asked
+from lossmith.engine.runtime.select import choose as choose_kernel
 from lossmith.noise import Noise
+
+OPERATION = "argmax_log_prob"
 
 
 def choose(scores: Tensor, noise: Noise) -> str:
-    """The kernel for scores (rows, C) in the type they are computed in."""
-    name = asked()
-    if name is None:
-        fast = fast_kernel(scores)
-        return "reference" if obstacle(fast, scores, noise) else fast
-    if against := obstacle(name, scores, noise):
-        able = ", ".join(other for other in KERNELS if not obstacle(other, scores, noise))
-        raise ValueError(f"kernel: {name!r} cannot serve this call ({against}); expected one of: {able}")
-    return name
+    """The kernel for log P(the target wins) of scores (rows, C), in the type that they are computed in."""
+    return choose_kernel(OPERATION, KERNELS, scores, noise)
 
 
-def fast_kernel(scores: Tensor) -> str:
-    """The kernel other than the reference for tensors where the scores are; interpreted, either serves on the CPU."""
-    if scores.device.type == "cuda":
-        return "cuda"
-    return "cuda" if interpreted() and asked() != "cpu" else "cpu"
+def fast_kernel(scores: Tensor, noise: Noise) -> str:
+    """The kernel other than the reference that can serve; empty if there is none. Interpreted, either serves on the CPU."""
+    kernels = (CPU,) if asked() == "cpu" else (CUDA, CPU)
+    return next((kernel.name for kernel in kernels if not kernel.refusal(OPERATION, scores, noise)), "")
+
+
+def _without_tables(scores: Tensor, noise: Noise) -> str:
+    return "" if tables_of(noises.key(noise)) is not None else f"{noise} has kinks, far tails or narrow peaks"
+
+
+def _without_triton(scores: Tensor, noise: Noise) -> str:
+    if scores.device.type == "cpu" and not interpreted():
+        return "scores on cpu"
+    return _without_tables(scores, noise) if _has_triton() else "triton is not installed"
+
+
+CPU = Kernel("cpu", ("cpu",), (torch.float32,), _without_tables)
+CUDA = Kernel("cuda", ("cuda", "cpu"), (torch.float32,), _without_triton)
+KERNELS = (CUDA, CPU, REFERENCE)  # on the CPU the first serves under the interpreter only
 
 
 @lru_cache(maxsize=1)
 def interpreted() -> bool:
     """Whether Triton runs its kernels on the CPU; that is settled when it is loaded."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-def obstacle(kernel: str, scores: Tensor, noise: Noise) -> str:
-    """Why a kernel cannot serve; empty if it can."""
-    if kernel == "reference":
-        return ""
-    if scores.device.type != kernel and not (kernel == "cuda" and scores.device.type == "cpu" and interpreted()):
-        return f"scores on {scores.device.type}"
-    if scores.dtype != torch.float32:
-        return f"scores of {scores.dtype}"
-    if kernel == "cuda" and not _has_triton():
-        return "triton is not installed"
-    if kernel in broken:
-        return f"it failed before: {broken[kernel]}"
-    if tables_of(noises.key(noise)) is None:
-        return f"{noise} has kinks, far tails or narrow peaks"
-    return ""
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,6 @@ ends. Second derivatives are those of the plain path, which also serves whatever
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,15 +19,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lossmith.engine.ranking import multipole as pairs
-from lossmith.engine.runtime.select import asked, broken, record
+from lossmith.engine.runtime.select import REFERENCE, Kernel, asked, choose, give_up, record
 from lossmith.engine.runtime.threads import announced, run_team
+from lossmith.inputs import owns_memory
 from lossmith.maths.chebyshev import TERMS, halves
 from lossmith.noise import Exponential, Laplace, Noise, Uniform
 
 Array = NDArray[Any]
 Reference = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # of scores, who is positive, scale and weight
 
-NAME = "cpu, of pairs"  # in ``broken``
+OPERATION = "expected_auc"
+BEARABLE = 1 << 14  # scores up to which the plain path costs some milliseconds
 CHUNK = 1 << 15  # scores of a chunk, at least
 MOST_CHUNKS = 64
 MOST_UNITS = 1e15  # beyond, float64 cannot tell scores one unit of noise apart
@@ -56,10 +57,9 @@ def by_kernel(
     Raises:
         ValueError: the noise is too rough for the panels.
     """
-    against = _obstacle(scores, target, scale, weight)
-    if not against and noise.kinks and type(noise) not in KINDS:
-        against = "kinks without a formula"
-    if against:
+    if asked() not in (None, "cpu"):
+        return f"{asked()!r} was asked for"
+    if against := CPU.refusal(OPERATION, scores, noise, target, scale, weight):
         return against
     # Outside autograd's function, as dtypes may differ: it gets float32 or float64 scores, and the others in float64.
     s = scores if scores.dtype == torch.float64 else scores.float()
@@ -78,38 +78,30 @@ def by_kernel(
     except ValueError:
         raise
     except Exception as error:  # whatever it is, there is another way, and the user learns of it
-        broken[NAME] = f"{type(error).__name__}: {error}"
-        warnings.warn(
-            f"kernel 'cpu' of expected_auc failed ({broken[NAME]}); the reference runs instead", RuntimeWarning, stacklevel=3
-        )
-        return f"it failed: {broken[NAME]}"
+        give_up(OPERATION, "cpu", error)
+        return f"it failed: {type(error).__name__}: {error}"
     record("cpu")
     return result
 
 
-def refuse(against: str) -> None:
+def refuse(against: str, scores: Tensor) -> None:
     """Note that the reference runs.
 
     Raises:
         ValueError: the kernel was asked for.
     """
-    if asked() == "cpu":
-        raise ValueError(f"kernel: 'cpu' cannot serve this call ({against}); expected one of: reference")
-    record("reference")
+    cpu = Kernel("cpu", obstacle=lambda *call: against)
+    record(choose(OPERATION, (cpu, REFERENCE), scores, bearable=BEARABLE))
 
 
-def _obstacle(scores: Tensor, target: Tensor, scale: float | Tensor, weight: Tensor | None) -> str:
-    if asked() not in (None, "cpu"):
-        return f"{asked()!r} was asked for"
+def _obstacle(scores: Tensor, noise: Noise, target: Tensor, scale: float | Tensor, weight: Tensor | None) -> str:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return "under torch.compile or torch.func"
     tensors = [x for x in (scores, target, scale, weight) if isinstance(x, Tensor)]
-    if any(x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
+    if any(x.device.type != "cpu" or not owns_memory(x) for x in tensors):
         return "not all are plain tensors on the CPU"
     if any(x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         return "forward-mode differentiation"
-    if NAME in broken:
-        return f"it failed before: {broken[NAME]}"
     if not scores.is_floating_point() or scores.dim() != 1 or len(scores) == 0:
         return "scores out of range"
     if target.shape != scores.shape or target.is_floating_point() or target.is_complex():
@@ -118,7 +110,10 @@ def _obstacle(scores: Tensor, target: Tensor, scale: float | Tensor, weight: Ten
         return "weight out of range"
     if isinstance(scale, Tensor) and (scale.numel() != 1 or scale.is_complex()):
         return "scale out of range"
-    return ""
+    return "kinks without a formula" if noise.kinks and type(noise) not in KINDS else ""
+
+
+CPU = Kernel("cpu", ("cpu",), (), _obstacle)
 
 
 @lru_cache(maxsize=1)
