@@ -341,7 +341,7 @@ def test_the_first_call_compiles_and_says_so_and_the_second_does_not(tmp_path: P
 
     first, second = call(), call()
     assert first.stdout == second.stdout == "cpu\n"
-    assert first.stderr == "lossmith: compiling its kernels for this CPU, once; about half a minute\n"
+    assert first.stderr == "lossmith: compiling its kernels for this CPU, once; about ten seconds\n"
     assert second.stderr == ""
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from lossmith import noise as noises
 from lossmith.engine.argmax import reference
 from lossmith.engine.argmax.dispatch import OPERATION, choose, fast_kernel, tables_of
+from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import give_up, record
-from lossmith.engine.runtime.threads import announced, apart, run_team
+from lossmith.engine.runtime.threads import apart, run_team
 from lossmith.inputs import check_score_values, check_target_values, is_wrapped, owns_memory
 from lossmith.noise import Noise
 
@@ -144,7 +145,7 @@ def _outputs(scores: Tensor, noise: str) -> tuple[Tensor, Tensor, Tensor]:
 
 @lru_cache(maxsize=1)
 def _kernels() -> Any:
-    """The module ``team``. Its first import on a machine compiles, which is announced; numba keeps the result on disk."""
+    """The module ``team``. Each of its functions is compiled at its first use; numba keeps the result on disk."""
     with announced():
         from lossmith.engine.argmax.kernels import cpu_entry as team
     return team

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lossmith.engine.ranking import multipole as pairs
+from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import REFERENCE, Kernel, asked, choose, give_up, record
-from lossmith.engine.runtime.threads import announced, run_team
+from lossmith.engine.runtime.threads import run_team
 from lossmith.inputs import owns_memory
 from lossmith.maths.chebyshev import TERMS, halves
 from lossmith.noise import Exponential, Laplace, Noise, Uniform

@@ -15,6 +15,8 @@ from typing import Any
 
 import numba
 
+from lossmith.engine.runtime.compiling import announced, cache_folder
+
 Decorator = Callable[[Callable[..., Any]], Any]
 
 FAST = ("nsz", "arcp", "contract", "reassoc")  # not "nnan" and "ninf": infinities are met
@@ -39,7 +41,12 @@ def fresh(function: Any) -> FunctionType:
 
 def kernel(*fastmath: str, signature: str | None = None, inlined: bool = False) -> Decorator:
     """Compile without Python's lock; ``fastmath`` are LLVM's flags, ``inlined`` is for what is called once a row."""
-    options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "forceinline": inlined}
+    options: dict[str, Any] = {
+        "nogil": True,
+        "cache": cache_folder() is not None,
+        "error_model": "numpy",
+        "forceinline": inlined,
+    }
     options["fastmath"] = set(fastmath)
     decorate: Decorator = numba.njit(**options) if signature is None else numba.njit(signature, **options)
     return lambda function: decorate(fresh(function))
@@ -48,6 +55,40 @@ def kernel(*fastmath: str, signature: str | None = None, inlined: bool = False) 
 jit, inlined = kernel(*FAST), kernel(*FAST, inlined=True)
 
 
-def team_function(function: Callable[[Any], None]) -> Any:
-    """A C function of the pointer to a job (``launch``)."""
-    return numba.cfunc(numba.void(numba.types.voidptr), cache=True)(fresh(function))
+class TeamFunction:
+    """A C function of the pointer to a job (``launch``), compiled when its address is first asked for.
+
+    Args:
+        function: of one void pointer, returning nothing.
+    """
+
+    def __init__(self, function: Callable[[Any], None]) -> None:
+        self.__doc__, self.__name__ = function.__doc__, function.__name__
+        self._function = function
+        self._compiled: Any = None
+
+    def compile(self) -> Any:
+        """The function as numba's CFunc, from numba's cache if it is there; see ``announced``."""
+        if self._compiled is None:
+            with announced():
+                if self._compiled is None:  # nor has another thread compiled meanwhile
+                    decorate = numba.cfunc(numba.void(numba.types.voidptr), cache=cache_folder() is not None)
+                    self._compiled = decorate(fresh(self._function))
+        return self._compiled
+
+    @property
+    def ctypes(self) -> Callable[[int], None]:
+        """The function, callable from Python with an address, with Python's lock released."""
+        called: Callable[[int], None] = self.compile().ctypes
+        return called
+
+    @property
+    def address(self) -> int:
+        """The function's own address."""
+        address: int = self.compile().address
+        return address
+
+
+def team_function(function: Callable[[Any], None]) -> TeamFunction:
+    """A C function of the pointer to a job (``launch``), not compiled yet."""
+    return TeamFunction(function)

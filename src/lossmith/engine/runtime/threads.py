@@ -16,9 +16,9 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,21 +153,6 @@ def apart(work: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="lossmith-apart", daemon=True).start()
     return result.result()
-
-
-@contextmanager
-def announced() -> Iterator[None]:
-    """For the import of kernels, of which the first on a machine compiles: it says so if it takes long."""
-    import numba  # noqa: F401  # which on a busy machine takes long enough itself
-
-    message = "lossmith: compiling its kernels for this CPU, once; about half a minute"
-    notice = threading.Timer(4.0, lambda: print(message, file=sys.stderr, flush=True))
-    notice.daemon = True
-    notice.start()
-    try:
-        yield
-    finally:
-        notice.cancel()
 
 
 def _threads() -> ThreadPoolExecutor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from lossmith import noise as noises
 from lossmith.engine.argmax.autograd import COLUMNS, HARD, MOST, MOST_WIDE, STATUS, SURE, WORTH, flat_tables, forward_arrays
 from lossmith.engine.argmax.kernels.tables import MOMENTS
-from lossmith.engine.runtime.threads import announced, in_parts
+from lossmith.engine.runtime.compiling import announced
+from lossmith.engine.runtime.threads import in_parts
 from lossmith.noise import Noise, Normal
 
 COUNT, CELLS, OPEN, FEW, WHOLE = 2, 3, 4, 48, 32  # as in ``cpu`` and ``vectors``, which are loaded late
