@@ -10,6 +10,7 @@ from matplotlib import image
 from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.stats import norm
 
+from lossmith.catalogue import CANDIDATES
 from lossmith.experiments.toy import figure
 from lossmith.experiments.toy.optima import (
     FIVE,
@@ -227,7 +228,7 @@ def test_numbers_for_a_reader():
 
 
 def test_every_loss_has_a_colour():
-    assert set(LOSSES) <= set(figure.COLOURS)
+    assert list(LOSSES) == [*CANDIDATES, "0-1 loss"] == list(figure.COLOURS)
     assert len(set(figure.COLOURS.values())) == len(figure.COLOURS)
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lossmith import AccuracyLoss
+from lossmith import AccuracyLoss, training
 from lossmith.surrogates import BetaBernoulliLoss, HingeLoss, SigmoidLoss
-from lossmith.training import GradientNormalizer, QSchedule, Recipe, ScaleSchedule, fit
+from lossmith.training import GradientNormalizer, QSchedule, ScaleSchedule, TrainingConfig, fit
 from lossmith.training.schedules import Shape
 
 ROUNDING = 1e-12
@@ -344,7 +344,7 @@ def model() -> nn.Linear:
     return nn.Linear(2, 3)
 
 
-RECIPE = Recipe(epochs=15, batch_size=16)
+RECIPE = TrainingConfig(epochs=15, batch_size=16)
 
 
 @pytest.mark.parametrize(
@@ -352,12 +352,12 @@ RECIPE = Recipe(epochs=15, batch_size=16)
     [
         (AccuracyLoss(), RECIPE),
         (AccuracyLoss("gumbel"), RECIPE),
-        (AccuracyLoss(q=0.0, standardize=True), Recipe(15, 16, scale=(10.0, 0.1), normalize_gradients=True)),
-        (AccuracyLoss(over="batch"), Recipe(15, 16, weight_decay=1e-3)),
+        (AccuracyLoss(q=0.0, standardize=True), TrainingConfig(15, 16, scale=(10.0, 0.1), normalize_gradients=True)),
+        (AccuracyLoss(over="batch"), TrainingConfig(15, 16, weight_decay=1e-3)),
         (HingeLoss(), RECIPE),
     ],
 )
-def test_fit_learns_what_can_be_separated(loss: nn.Module, recipe: Recipe) -> None:
+def test_fit_learns_what_can_be_separated(loss: nn.Module, recipe: TrainingConfig) -> None:
     features, target = separable()
     net, history = model(), []
     fit(net, loss, features, target, recipe, seed=0, after_epoch=history.append)
@@ -375,7 +375,7 @@ def test_same_seed_same_weights_bit_for_bit() -> None:
     weights = []
     for seed in (3, 3, 4):
         net = model()
-        fit(net, AccuracyLoss(), features, target, Recipe(epochs=3, batch_size=16), seed=seed)
+        fit(net, AccuracyLoss(), features, target, TrainingConfig(epochs=3, batch_size=16), seed=seed)
         weights.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -385,14 +385,14 @@ def test_fit_leaves_the_global_generator_alone() -> None:
     features, target = separable()
     net = model()
     before = torch.get_rng_state()
-    fit(net, AccuracyLoss(), features, target, Recipe(epochs=1), seed=0)
+    fit(net, AccuracyLoss(), features, target, TrainingConfig(epochs=1), seed=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_first_step_is_sgd_with_the_stated_rate_and_decay() -> None:
     features, target = separable()
     net, twin, loss = model(), model(), HingeLoss()
-    fit(net, loss, features, target, Recipe(epochs=1, batch_size=90, learning_rate=0.2, weight_decay=0.5), seed=0)
+    fit(net, loss, features, target, TrainingConfig(epochs=1, batch_size=90, learning_rate=0.2, weight_decay=0.5), seed=0)
     slopes = torch.autograd.grad(loss(twin(features), target), [twin.weight, twin.bias])
     torch.testing.assert_close(net.weight, twin.weight - 0.2 * (slopes[0] + 0.5 * twin.weight), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(net.bias, twin.bias - 0.2 * slopes[1], rtol=1e-5, atol=1e-6)  # no decay
@@ -403,5 +403,20 @@ def test_fit_trains_the_losss_own_parameters(normalize: bool) -> None:
     features, target = separable()
     often = (target != 2) | (torch.arange(90) < 15)  # an even prior would have nothing to learn
     loss = BetaBernoulliLoss(3)
-    fit(model(), loss, features[often], target[often], Recipe(epochs=5, batch_size=16, normalize_gradients=normalize), seed=0)
+    fit(
+        model(),
+        loss,
+        features[often],
+        target[often],
+        TrainingConfig(epochs=5, batch_size=16, normalize_gradients=normalize),
+        seed=0,
+    )
     assert all(p.detach().abs().max() > 1e-3 for p in loss.parameters())
+
+
+@pytest.mark.parametrize("module", [training, training.loop])
+def test_the_old_name_of_the_config(module: Any) -> None:
+    with pytest.warns(DeprecationWarning, match=r"^lossmith\.training\.Recipe is now TrainingConfig; the old name goes after"):
+        assert module.Recipe is TrainingConfig
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = module.nothing

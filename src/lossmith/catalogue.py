@@ -1,4 +1,4 @@
-"""The losses that ``lossmith compare`` knows, each with the training that belongs to it and what there is to tune."""
+"""The named losses, for ``compare``, the toy and the command line: how each is built and trained, what to tune, its colour."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from lossmith.losses import AccuracyLoss
 from lossmith.surrogates import BetaBernoulliLoss, HingeLoss, PolyLoss, PolynomialLoss, SigmoidLoss
-from lossmith.training import Recipe
+from lossmith.training import TrainingConfig
 
 Settings = Mapping[str, Any]
 
@@ -29,16 +29,19 @@ class Candidate:
     """A loss as its authors train it.
 
     ``build`` makes the module from the number of classes and the settings. An annealed loss gets standardised scores and a
-    falling scale; the relaxations of the 0-1 loss all do, so that none is handicapped by its scale.
+    falling scale; the relaxations of the 0-1 loss all do, so that none is handicapped by its scale. ``plain`` makes the loss of
+    raw scores and two classes, a value a sample, without any of that. ``colour`` is that of its line in every figure.
     """
 
     summary: str
+    colour: str
+    plain: Callable[[], nn.Module]
     build: Callable[[int, Settings], nn.Module]
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     annealed: bool = False
     normalize_gradients: bool = False
 
-    def recipe(self, base: Recipe, settings: Settings) -> Recipe:
+    def config(self, base: TrainingConfig, settings: Settings) -> TrainingConfig:
         """The training of ``base`` with these settings and what belongs to the loss."""
         return replace(
             base,
@@ -50,35 +53,66 @@ class Candidate:
 
 
 CANDIDATES: dict[str, Candidate] = {
-    BASELINE: Candidate("softmax cross-entropy, the baseline", lambda classes, s: nn.CrossEntropyLoss()),
+    BASELINE: Candidate(
+        "softmax cross-entropy, the baseline",
+        "#1f4e79",
+        lambda: AccuracyLoss("gumbel", reduction="none"),
+        lambda classes, s: nn.CrossEntropyLoss(),
+    ),
     "hinge": Candidate(
         "hinge over the strongest rival",
+        "#c0504d",
+        lambda: HingeLoss(reduction="none"),
         lambda classes, s: HingeLoss(s["margin"]),
         grid={"margin": (1.0, 0.1, 0.5, 5.0, 10.0)},
     ),
     "sigmoid": Candidate(
-        "sigmoid relaxation of the 0-1 loss, annealed", lambda classes, s: SigmoidLoss(standardize=True), annealed=True
+        "sigmoid relaxation of the 0-1 loss, annealed",
+        "#e39b2f",
+        lambda: SigmoidLoss(reduction="none"),
+        lambda classes, s: SigmoidLoss(standardize=True),
+        annealed=True,
     ),
     "beta-bernoulli": Candidate(
         "Beta-Bernoulli with trained prior, annealed",
+        "#7f6084",
+        lambda: BetaBernoulliLoss(reduction="none"),
         lambda classes, s: BetaBernoulliLoss(classes, standardize=True),
         annealed=True,
     ),
     "polynomial": Candidate(
-        "cubic relaxation of the 0-1 loss, annealed", lambda classes, s: PolynomialLoss(standardize=True), annealed=True
+        "cubic relaxation of the 0-1 loss, annealed",
+        "#9bbb59",
+        lambda: PolynomialLoss(reduction="none"),
+        lambda classes, s: PolynomialLoss(standardize=True),
+        annealed=True,
     ),
     "polyloss": Candidate(
         "Poly-1: cross-entropy + ε(1 − p)",
+        "#4bacc6",
+        lambda: PolyLoss(reduction="none"),
         lambda classes, s: PolyLoss(s["epsilon"]),
         grid={"epsilon": (1.0, 0.5, 2.0, 4.0)},
     ),
     "exact": Candidate(
         "EXACT: normal noise, q = 0, standardised scores, margin, annealed, normalised gradients",
+        "#111111",
+        lambda: AccuracyLoss("normal", q=0, reduction="none"),
         lambda classes, s: AccuracyLoss("normal", q=0, margin=s["margin"], standardize=True),
         grid={"margin": (5.0, 0.5, 1.0, 10.0, None)},
         annealed=True,
         normalize_gradients=True,
     ),
-    "probit": Candidate("AccuracyLoss() as it comes: normal noise, q = 1", lambda classes, s: AccuracyLoss()),
-    "smooth-accuracy": Candidate("1 − mean softmax: Gumbel noise, q = 0", lambda classes, s: AccuracyLoss("gumbel", q=0)),
+    "probit": Candidate(
+        "AccuracyLoss() as it comes: normal noise, q = 1",
+        "#2e8b57",
+        lambda: AccuracyLoss("normal", reduction="none"),
+        lambda classes, s: AccuracyLoss(),
+    ),
+    "smooth-accuracy": Candidate(
+        "1 − mean softmax: Gumbel noise, q = 0",
+        "#d16d9e",
+        lambda: AccuracyLoss("gumbel", q=0, reduction="none"),
+        lambda classes, s: AccuracyLoss("gumbel", q=0),
+    ),
 }

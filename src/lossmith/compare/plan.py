@@ -15,7 +15,7 @@ from lossmith.catalogue import BASELINE, CANDIDATES, SHARED_GRID
 from lossmith.compare.metrics import METRICS
 from lossmith.data import Dataset
 from lossmith.errors import InputError, near
-from lossmith.training import Recipe
+from lossmith.training import TrainingConfig
 
 LEAST_STEPS = 400  # of a training: fewer measure how fast a loss starts, not where it ends
 MODELS = ("linear", "mlp")
@@ -67,8 +67,8 @@ class Plan:
         _known("--model", self.model, MODELS)
         if self.epochs is None:
             train_rows = len(self.data.target) * (self.folds - 1) // max(self.folds, 1)
-            steps = -(-max(train_rows, 1) // Recipe.batch_size)
-            object.__setattr__(self, "epochs", max(Recipe.epochs, -(-LEAST_STEPS // steps)))
+            steps = -(-max(train_rows, 1) // TrainingConfig.batch_size)
+            object.__setattr__(self, "epochs", max(TrainingConfig.epochs, -(-LEAST_STEPS // steps)))
         for option, least in (("folds", 2), ("repeats", 1), ("trials", 1), ("epochs", 1), ("seed", 0)):
             if getattr(self, option) < least:
                 raise InputError(f"--{option}: expected {least} or more, got {getattr(self, option)}")

@@ -11,13 +11,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lossmith.catalogue import BASELINE
+from lossmith.catalogue import BASELINE, CANDIDATES
 from lossmith.compare.statistics import Summary
 from lossmith.compare.store import Row
-from lossmith.experiments.toy.figure import COLOURS, risk_panel
+from lossmith.experiments.toy.figure import risk_panel
 from lossmith.experiments.toy.optima import LOSSES
-
-OTHER = "#8c6d31"  # of a loss that has no colour in the toy
 
 
 def data_uri(figure: Figure) -> str:
@@ -33,9 +31,9 @@ def differences(summaries: Sequence[Summary], metric: str) -> Figure:
     others = [s for s in summaries if s.loss != BASELINE][::-1]
     figure = Figure(figsize=(8, 1.1 + 0.42 * len(others)), layout="constrained")
     axes = figure.subplots()
-    axes.axvline(0, color=COLOURS[BASELINE], lw=1.2)
+    axes.axvline(0, color=CANDIDATES[BASELINE].colour, lw=1.2)
     for y, summary in enumerate(others):
-        colour = COLOURS.get(summary.loss, OTHER)
+        colour = CANDIDATES[summary.loss].colour
         points = 100 * np.array(summary.differences)
         # Splits that agree would hide each other: spread them evenly across the row.
         lanes = np.linspace(-0.22, 0.22, len(points)) if len(points) > 1 else np.zeros(1)
@@ -58,7 +56,7 @@ def curves(rows: Sequence[Row], metric: str) -> Figure:
     for loss in dict.fromkeys(row["loss"] for row in rows):
         curve = np.array([[epoch[1:] for epoch in row["curve"]] for row in rows if row["loss"] == loss]).mean(0)
         for axes, values in zip(panels, curve.T, strict=True):
-            axes.plot(np.arange(1, len(values) + 1), values, color=COLOURS.get(loss, OTHER), lw=1.5, label=loss)
+            axes.plot(np.arange(1, len(values) + 1), values, color=CANDIDATES[loss].colour, lw=1.5, label=loss)
     for axes, title in zip(panels, ("training rows", "held-out rows"), strict=True):
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

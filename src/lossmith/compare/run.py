@@ -30,7 +30,7 @@ from lossmith.catalogue import CANDIDATES, Settings
 from lossmith.compare.metrics import evaluate
 from lossmith.compare.plan import Cell, Indices, Plan
 from lossmith.compare.store import Row, Store
-from lossmith.training import Recipe, fit
+from lossmith.training import TrainingConfig, fit
 
 HIDDEN = 64
 
@@ -89,7 +89,7 @@ def _warm_up() -> None:
     """A first training loads parts of torch for seconds; it must not be one whose time is reported."""
     with torch.random.fork_rng(devices=[]):
         model = nn.Linear(1, 2)
-    fit(model, nn.CrossEntropyLoss(), torch.zeros(2, 1), torch.tensor([0, 1]), Recipe(epochs=1), seed=0)
+    fit(model, nn.CrossEntropyLoss(), torch.zeros(2, 1), torch.tensor([0, 1]), TrainingConfig(epochs=1), seed=0)
 
 
 def _compute(plan: Plan, cell: Cell, whole: Part, inner: Part | None) -> Row:
@@ -144,9 +144,9 @@ def _train(plan: Plan, cell: Cell, settings: Settings, part: Part, curve: Curve 
         scoring += time.perf_counter() - begun
 
     begun = time.perf_counter()
-    recipe = candidate.recipe(replace(Recipe(), epochs=plan.settings["epochs"]), settings)
+    config = candidate.config(replace(TrainingConfig(), epochs=plan.settings["epochs"]), settings)
     order = plan.derive("order", cell.repeat, cell.fold)
-    fit(model, candidate.build(classes, settings), part.fit_x, part.fit_y, recipe, seed=order, after_epoch=after_epoch)
+    fit(model, candidate.build(classes, settings), part.fit_x, part.fit_y, config, seed=order, after_epoch=after_epoch)
     seconds = time.perf_counter() - begun - scoring
     return evaluate(plan.metric, part.score_y, _predict(model, part.score_x)), seconds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from lossmith.training.schedules import ScaleSchedule
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingConfig:
     """How to train: SGD with momentum 0.9, the learning rate falling exponentially to a hundredth.
 
     Args:
@@ -39,7 +40,7 @@ def fit(
     loss: nn.Module,
     features: Tensor,
     target: Tensor,
-    recipe: Recipe,
+    config: TrainingConfig,
     *,
     seed: int,
     after_epoch: Callable[[float], None] | None = None,
@@ -51,24 +52,24 @@ def fit(
         loss: maps (scores, target) to a scalar.
         features: (rows, d), on the model's device and of its dtype.
         target: (rows,) int64.
-        recipe: how.
+        config: how.
         seed: of the order of the rows; nothing else here is random.
         after_epoch: called with the epoch's mean training loss.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = len(features)
-    steps = recipe.epochs * -(-rows // recipe.batch_size)
+    steps = config.epochs * -(-rows // config.batch_size)
     weights = [p for p in model.parameters() if p.dim() > 1]
     others = [*(p for p in model.parameters() if p.dim() <= 1), *loss.parameters()]
-    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others}]
-    optimizer = torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9)
+    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others}]
+    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
     rate = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.01 ** (1 / steps))
-    schedule = ScaleSchedule(loss, *recipe.scale, steps) if recipe.scale else None
-    normalizer = GradientNormalizer([*weights, *others]) if recipe.normalize_gradients else None
+    schedule = ScaleSchedule(loss, *config.scale, steps) if config.scale else None
+    normalizer = GradientNormalizer([*weights, *others]) if config.normalize_gradients else None
     model.train()
-    for _ in range(recipe.epochs):
+    for _ in range(config.epochs):
         total = 0.0
-        for batch in torch.randperm(rows, generator=generator).split(recipe.batch_size):
+        for batch in torch.randperm(rows, generator=generator).split(config.batch_size):
             optimizer.zero_grad()
             value = loss(model(features[batch]), target[batch])
             value.backward()
@@ -82,3 +83,12 @@ def fit(
         if after_epoch:
             after_epoch(total / rows)
     model.eval()
+
+
+def __getattr__(name: str) -> Any:
+    """``Recipe``, the name of ``TrainingConfig`` in version 0.1.0."""
+    if name != "Recipe":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    text = "lossmith.training.Recipe is now TrainingConfig; the old name goes after lossmith 0.2"
+    warnings.warn(text, DeprecationWarning, stacklevel=2)
+    return TrainingConfig

@@ -11,20 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lossmith.catalogue import CANDIDATES
 from lossmith.experiments.toy.optima import FIVE, THREE, Case, Optimum, best_accuracy, risk
 
-COLOURS = {
-    "cross-entropy": "#1f4e79",
-    "hinge": "#c0504d",
-    "sigmoid": "#e39b2f",
-    "beta-bernoulli": "#7f6084",
-    "polynomial": "#9bbb59",
-    "polyloss": "#4bacc6",
-    "exact": "#111111",
-    "probit": "#2e8b57",
-    "smooth-accuracy": "#d16d9e",
-    "0-1 loss": "#999999",
-}
+COLOURS = {**{name: candidate.colour for name, candidate in CANDIDATES.items()}, "0-1 loss": "#999999"}
 FILES = ("toy.png", "toy.svg")
 COLUMNS: tuple[str, ...] = ("loss", "b at k = 1", "accuracy", "free k", "b", "accuracy")
 

@@ -17,8 +17,7 @@ import torch
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
-from lossmith.losses import AccuracyLoss
-from lossmith.surrogates import BetaBernoulliLoss, HingeLoss, PolyLoss, PolynomialLoss, SigmoidLoss
+from lossmith.catalogue import CANDIDATES
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,15 +39,7 @@ THREE = Points("three points", (-0.25, 0.0, 0.25), (0, 0, 1))  # separable: the 
 FIVE = Points("five points", (-6.0, -5.0, -4.0, 0.0, 2.0), (0, 1, 1, 0, 1))  # not separable: 0.8 at best
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross-entropy": AccuracyLoss("gumbel", reduction="none"),
-    "hinge": HingeLoss(reduction="none"),
-    "sigmoid": SigmoidLoss(reduction="none"),
-    "beta-bernoulli": BetaBernoulliLoss(reduction="none"),
-    "polynomial": PolynomialLoss(reduction="none"),
-    "polyloss": PolyLoss(reduction="none"),
-    "exact": AccuracyLoss("normal", q=0, reduction="none"),
-    "probit": AccuracyLoss("normal", reduction="none"),
-    "smooth-accuracy": AccuracyLoss("gumbel", q=0, reduction="none"),
+    **{name: candidate.plain() for name, candidate in CANDIDATES.items()},
     "0-1 loss": lambda scores, target: (scores.argmax(-1) != target).to(scores) + 0.0 * scores[..., 0],
 }
 
