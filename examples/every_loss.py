@@ -1,5 +1,7 @@
 """The same little network, trained from scratch with every loss; one line changes."""
 
+from importlib.util import find_spec
+
 import torch
 from sklearn.datasets import load_wine
 
@@ -37,6 +39,12 @@ def accuracy_after(loss_fn: torch.nn.Module, target: torch.Tensor) -> float:
 
 g_mean = metric(lambda tp, fp, fn, tn: (tp / (tp + fn) * tn / (tn + fp)).sqrt())
 
+sparse: list[torch.nn.Module] = []
+if find_spec("entmax") is None:
+    print("SparsemaxLoss, Entmax15Loss     left out: they need the package entmax")
+else:
+    sparse = [surrogates.SparsemaxLoss(), surrogates.Entmax15Loss()]
+
 for loss_fn in (
     torch.nn.CrossEntropyLoss(),
     AccuracyLoss(),
@@ -56,8 +64,7 @@ for loss_fn in (
     surrogates.PolyLoss(),
     surrogates.GammaCrossEntropyLoss(),
     surrogates.EMOLoss(torch.eye(3)),
-    surrogates.SparsemaxLoss(),
-    surrogates.Entmax15Loss(),
+    *sparse,
     surrogates.SmoothTopKLoss(2),
 ):
     print(f"{type(loss_fn).__name__:28s} chance {chance:.3f}  accuracy {accuracy_after(loss_fn, target):.3f}")
