@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from numbers import Real
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+Forward = TypeVar("Forward", bound=Callable[..., Tensor])
 
 
 def has_values(tensor: Tensor) -> bool:
@@ -197,7 +201,29 @@ def checked_scale(scale: float | Tensor, scores: Tensor) -> float | Tensor:
     return scale
 
 
-# Layouts
+# Types and layouts
+
+
+def in_full_precision(forward: Forward) -> Forward:
+    """A module's ``forward(scores, …)`` in float32 where the scores are of a half type, its loss then of their type.
+
+    Under autocast nothing inside is cast, and the loss is float32: as with ``torch.nn.functional.cross_entropy``, and as
+    ``torch.amp.GradScaler`` needs it, whose first factor of 65536 no float16 holds.
+    """
+
+    @wraps(forward)
+    def wrapped(self: torch.nn.Module, scores: Tensor, *others: Any, **options: Any) -> Tensor:
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            return forward(self, scores, *others, **options)  # which refuses it
+        kind, half = scores.device.type, scores.dtype in (torch.bfloat16, torch.float16)
+        entering = scores.float() if half else scores
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return forward(self, entering, *others, **options)
+        loss = forward(self, entering, *others, **options)
+        return loss.to(scores.dtype) if half else loss
+
+    return cast(Forward, wrapped)
 
 
 def one_hot(index: Tensor, classes: int) -> Tensor:
@@ -210,12 +236,59 @@ def at(values: Tensor, index: Tensor) -> Tensor:
     return values.index_select(0, index.reshape(-1)).reshape((*index.shape, *values.shape[1:]))
 
 
-def classes_last(scores: Tensor, target: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
-    """Scores (C,), (N, C) or (N, C, d1, …) with the classes moved to the end, and the target likewise if it has classes.
+def smoothed(share: Tensor, label_smoothing: float, classes: int) -> Tensor:
+    """The target's share in each of so many classes, mixed with equal shares, as ``label_smoothing`` asks."""
+    return share * (1 - label_smoothing) + label_smoothing / classes
+
+
+class Samples(NamedTuple):
+    """Scores and targets of a batch, the classes last; shapes, dtypes and devices are checked, values by ``settled``."""
+
+    scores: Tensor  # (…, C), floating point
+    target: Tensor  # (…) integer class indices, or (…, C) floating-point class probabilities
+    keep: Tensor  # (…) bool: which samples count
+    ignore_index: int  # marks class indices that do not count
+
+    @property
+    def fractional(self) -> bool:
+        """Whether the target has a share in each class."""
+        return self.target.is_floating_point()
+
+    @property
+    def class_index(self) -> Tensor:
+        """Class indices (…) int64, 0 where they do not count; torch takes an index of bytes for a mask."""
+        return torch.where(self.keep, self.target, 0).long()
+
+    def settled(self) -> Samples:
+        """The samples with checked class indices, and with zeros for indices and scores that do not count, be those NaN."""
+        if self.fractional:
+            return self
+        check_target_values(self.target, self.scores.shape[-1], self.ignore_index)
+        return self._replace(scores=rows_that_count(self.scores, self.keep), target=self.class_index)
+
+    def share(self, label_smoothing: float = 0.0) -> Tensor:
+        """The target's share in each class (…, C), smoothed, 0 where it does not count. Of settled samples."""
+        classes = self.scores.shape[-1]
+        share = self.target if self.fractional else one_hot(self.target, classes)
+        return smoothed(share.to(self.scores.dtype), label_smoothing, classes) * self.keep.unsqueeze(-1)
+
+
+def all_count(keep: Tensor) -> bool:
+    """Whether every sample of a mask (…) is known to count; False where values are not looked at."""
+    return has_values(keep) and bool(keep.all())
+
+
+def rows_that_count(scores: Tensor, keep: Tensor) -> Tensor:
+    """Scores (…, C) with zeros in the rows that do not count: what stands there, be it NaN, must not reach the loss."""
+    return scores if all_count(keep) else scores.masked_fill(~keep.unsqueeze(-1), 0.0)
+
+
+def samples_of(scores: Tensor, target: Tensor, ignore_index: int, least: int = 2) -> Samples:
+    """The samples of scores (C,), (N, C) or (N, C, d1, …) and of class indices without C or class probabilities with it.
 
     Raises:
-        TypeError: scores are not floating point.
-        ValueError: fewer than ``least`` classes, or shapes that fit neither class indices nor class probabilities.
+        TypeError: scores are not floating point; target is bool or complex.
+        ValueError: fewer than ``least`` classes, shapes that fit neither class indices nor class probabilities, other devices.
     """
     check_tensors(scores=scores, target=target)
     class_dim = 1 if scores.dim() > 1 else 0
@@ -224,22 +297,31 @@ def classes_last(scores: Tensor, target: Tensor, least: int = 2) -> tuple[Tensor
     last = scores if class_dim == scores.dim() - 1 else scores.movedim(class_dim, -1)
     check_scores(last, least)
     index_shape = scores.shape[:class_dim] + scores.shape[class_dim + 1 :]
-    if target.is_floating_point() and target.shape == scores.shape:
-        target = target.movedim(class_dim, -1)
-    elif target.is_floating_point() or target.shape != index_shape:
+    fractional = target.is_floating_point()
+    if target.shape != (scores.shape if fractional else index_shape):
         raise ValueError(
             f"target: expected class indices of shape {tuple(index_shape)} or floating-point class probabilities of shape "
             f"{tuple(scores.shape)}, got {target.dtype} of shape {tuple(target.shape)}"
         )
-    check_device(target, last)
-    return last, target
+    if target.dtype == torch.bool or target.is_complex():
+        raise TypeError(f"target: expected integer class indices, got {target.dtype}")
+    check_device(target, scores)
+    if fractional:
+        keep = torch.ones(index_shape, dtype=torch.bool, device=target.device)
+        return Samples(last, target.movedim(class_dim, -1), keep, ignore_index)
+    return Samples(last, target, target != ignore_index, ignore_index)
 
 
-def labels_last(scores: Tensor, target: Tensor, ignore_index: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Multi-label scores (L,), (N, L) or (N, L, d1, …) with the labels moved to the end, and targets of the same shape.
+class Labels(NamedTuple):
+    """Multi-label scores and targets of a batch, the labels last, all checked."""
 
-    Returns:
-        scores (…, L); the target (…, L) in the scores' dtype, 0 where it is ignored; whether it counts (…, L).
+    scores: Tensor  # (…, L), floating point, 0 where the label does not count
+    share: Tensor  # (…, L), of the scores' dtype: the probability that the label is on, 0 where it does not count
+    keep: Tensor  # (…, L) bool: which labels count
+
+
+def labels_of(scores: Tensor, target: Tensor, ignore_index: int | None = None) -> Labels:
+    """The labels of scores (L,), (N, L) or (N, L, d1, …) and of targets of the same shape.
 
     Raises:
         TypeError: scores are not floating point.
@@ -260,15 +342,15 @@ def labels_last(scores: Tensor, target: Tensor, ignore_index: int | None = None)
     keep = torch.ones_like(target, dtype=torch.bool)
     if ignore_index is not None and not target.is_floating_point() and target.dtype != torch.bool:
         keep = target != ignore_index
-    wanted = target.masked_fill(~keep, 0).to(last.dtype)
-    if has_values(wanted):
-        valid = (wanted >= 0) & (wanted <= 1) if target.is_floating_point() else (wanted == 0) | (wanted == 1)
+    last, share = last.masked_fill(~keep, 0.0), target.masked_fill(~keep, 0).to(last.dtype)
+    if has_values(share):
+        valid = (share >= 0) & (share <= 1) if target.is_floating_point() else (share == 0) | (share == 1)
         if not valid.all():
-            raise ValueError(f"target: expected 0 or 1 for each label, got {wanted[~valid][0].item():g}")
-        check_score_values(last.masked_fill(~keep, 0.0))
-    return last, wanted, keep
+            raise ValueError(f"target: expected 0 or 1 for each label, got {share[~valid][0].item():g}")
+        check_score_values(last)
+    return Labels(last, share, keep)
 
 
-def over_something(total: Tensor) -> Tensor:
+def divisor(total: Tensor) -> Tensor:
     """A divisor for sums over samples: the total, or 1 where it is 0, for nothing over nothing is to be 0."""
     return torch.where(total == 0, 1, total) if total.is_floating_point() else total.clamp_min(1)

@@ -23,10 +23,8 @@ from lossmith.inputs import (
     check_scores,
     check_target,
     check_target_type,
-    check_target_values,
     checked_rank,
     checked_scale,
-    has_values,
 )
 from lossmith.noise import Noise
 from lossmith.parallel import classes as distributed
@@ -117,35 +115,8 @@ def argmax_log_prob(
     check_scores(scores)
     check_target_type(target, scores)
     z = _compute_type(scores)
-    scale = checked_scale(scale, z)
-    if margin is not None:
-        check_target_values(target, scores.shape[-1], ignore_index)
-        own = z.gather(-1, target.long().clamp(0, scores.shape[-1] - 1).unsqueeze(-1))
-        z = torch.maximum(z, own - margin)
-    if distribution.has_closed_form(scores.shape[-1]):
-        check_target_values(target, scores.shape[-1], ignore_index)
-        log_p = _by_formula(z, target.long(), distribution, scale, ignore_index)
-    else:
-        sigma = z.new_full((1,), scale) if isinstance(scale, float) else scale.reshape(-1)
-        ignored = argmax.NO_TARGET if ignore_index is None else ignore_index
-        try:
-            log_p = argmax.log_prob(_rows(z), target.long().flatten(), sigma, distribution, ignored).view_as(target)
-        except ValueError as error:
-            if str(error).startswith("scores:"):  # the engine counts flat rows; here a row has its place in all dimensions
-                check_score_values(scores if ignore_index is None else _without_rows(scores, target == ignore_index))
-            raise
-    return log_p.to(scores.dtype)
-
-
-def _by_formula(z: Tensor, index: Tensor, noise: Noise, scale: float | Tensor, ignore_index: int | None) -> Tensor:
-    select.record("closed form")
-    if ignore_index is None:
-        check_score_values(z)
-        return noise.closed_form_log_probs(_centred(z) / scale).gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    keep = index != ignore_index
-    if not (has_values(keep) and keep.all()):
-        z, index = z.masked_fill(~keep.unsqueeze(-1), 0.0), torch.where(keep, index, 0)
-    return _by_formula(z, index, noise, scale, None).masked_fill(~keep, 0.0)
+    ignored = argmax.NO_TARGET if ignore_index is None else ignore_index
+    return argmax.checked_log_prob(z, target, distribution, checked_scale(scale, z), margin, ignored).to(scores.dtype)
 
 
 def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: float | Tensor = 1.0) -> Tensor:
@@ -229,6 +200,14 @@ def topk_log_prob(
     return log_p.view_as(target).to(scores.dtype)
 
 
+def log_outcomes(scores: Tensor, noise: Noise, scale: float | Tensor) -> tuple[Tensor, Tensor]:
+    """log P(predicted absent) and log P(predicted present) of scores (…): those of the two classes with scores (0, s)."""
+    if isinstance(scale, Tensor) and scale.dim():
+        scale = scale.unsqueeze(-1)
+    both = argmax_log_probs(torch.stack([torch.zeros_like(scores), scores], -1), noise=noise, scale=scale)
+    return both[..., 0], both[..., 1]
+
+
 def standardize_scores(scores: Tensor, keep: Tensor | None = None) -> Tensor:
     r"""Scores with mean 0 and variance 1 over the whole batch: (z − mean z) / √max(var z, 1e-12), one mean and one variance.
 
@@ -263,11 +242,6 @@ def standardize_samples(scores: Tensor, keep: Tensor, group: ProcessGroup | None
 
 def _standardized(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return (z - mean) / variance.clamp_min(1e-12).sqrt()  # the bound keeps a batch of equal scores finite
-
-
-def _without_rows(scores: Tensor, ignored: Tensor) -> Tensor:
-    """Scores (…, C) with zeros where ``ignored`` (…) says so: what stands there, be it NaN, is nobody's business."""
-    return scores.masked_fill(ignored.unsqueeze(-1), 0.0)
 
 
 def _rows(scores: Tensor) -> Tensor:

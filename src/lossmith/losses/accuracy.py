@@ -8,9 +8,21 @@ import torch
 from torch import Tensor
 
 from lossmith import functional
+from lossmith.engine.argmax.autograd import checked_log_prob
 from lossmith.functional.argmax import standardize_samples
-from lossmith.inputs import at, check_margin, checked_rank, classes_last, has_values, over_something
-from lossmith.losses.base import Over, Reduction, SampleLoss, in_full_precision
+from lossmith.inputs import (
+    Samples,
+    at,
+    check_margin,
+    checked_rank,
+    checked_scale,
+    divisor,
+    in_full_precision,
+    rows_that_count,
+    samples_of,
+)
+from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, mean_of_samples, mean_of_shares
+from lossmith.maths.qlog import neg_log_q
 from lossmith.noise import Noise
 from lossmith.parallel import classes as distributed
 
@@ -18,7 +30,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class AccuracyLoss(SampleLoss):
+class AccuracyLoss(MetricLoss):
     r"""Accuracy of the noisy classifier, as a loss: takes the place of ``torch.nn.CrossEntropyLoss``.
 
     With p_i = P(argmax_j (z_ij + scale · ε_j) = y_i), and −log_q(m) = (1 − m^(1−q)) / (1 − q):
@@ -82,6 +94,9 @@ class AccuracyLoss(SampleLoss):
     tensor(0.8950, grad_fn=<DivBackward0>)
     """
 
+    DIALS = ("noise", "scale", "q", "over", "margin")
+    OPTIONAL = ("standardize",)
+
     def __init__(
         self,
         noise: str | Noise = "normal",
@@ -99,16 +114,11 @@ class AccuracyLoss(SampleLoss):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
-            noise,
-            scale,
-            q,
-            over,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            process_group=process_group,
+            noise, scale, q, weight=weight, ignore_index=ignore_index, reduction=reduction, process_group=process_group
         )
+        check_mean(over, reduction, label_smoothing)
+        self.over = over
+        self.label_smoothing = label_smoothing
         check_margin(margin)
         self.margin = margin
         self.standardize = standardize
@@ -123,61 +133,62 @@ class AccuracyLoss(SampleLoss):
     @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores against class indices or class probabilities."""
-        if self.class_group is not None:
+        if self.class_group is not None and distributed.size(self.class_group) > 1:
             return self._of_shards(scores, target, self.class_group)
-        return super().forward(scores, target)
+        samples = samples_of(scores, target, self.ignore_index)
+        if self.class_group is not None:
+            _refuse_shares(samples)
+        if samples.fractional or self.label_smoothing:
+            samples = self._standardized(samples.settled())
+            mass = samples.share(self.label_smoothing) * self.class_weight(samples.scores)
+            total_weight = samples.keep.sum() if samples.fractional else self.sample_weight(samples).sum()
+            return mean_of_shares(self, self.over, self._log_probs(samples.scores), mass, total_weight)
+        samples = self._standardized(samples)
+        z, scale = samples.scores, checked_scale(self.scale, samples.scores)
+        log_p = checked_log_prob(z, samples.target, self.noise, scale, self.margin, self.ignore_index)
+        return self._mean(log_p, samples)
+
+    def _mean(self, log_p: Tensor, samples: Samples) -> Tensor:
+        """The loss of log p (…), 0 where a sample does not count."""
+        if self.over == "sample" and self.weight is None:
+            return self.reduce(neg_log_q(log_p, self.q), samples.keep.sum())
+        return mean_of_samples(self, self.over, log_p, self.sample_weight(samples._replace(target=samples.class_index)))
 
     def _of_shards(self, scores: Tensor, target: Tensor, group: ProcessGroup) -> Tensor:
         """The loss of class indices where the classes lie on several ranks."""
 
         def inputs() -> tuple[Tensor, Tensor]:
-            z, index = classes_last(scores, target, least=1 if distributed.size(group) > 1 else 2)
-            if index.is_floating_point():
-                raise ValueError("target: expected class indices with class_group, got class probabilities; gather the scores")
-            return z, index
+            samples = samples_of(scores, target, self.ignore_index, least=1)
+            _refuse_shares(samples)
+            return samples.scores, samples.target
 
-        if distributed.size(group) == 1:
-            return self._of_indices(*inputs())
-        weights = None if self.weight is None else self.weight.numel()
-        ignored = self.ignore_index
-        log_p = distributed.argmax_log_prob(inputs, self.noise, self.scale, self.margin, ignored, group, weights)
-        keep = target != ignored
-        weight = keep.to(log_p)
-        if self.weight is not None:
-            weight = weight * self.weight.to(log_p)[torch.where(keep, target, 0).long()]
-        return self.weighted(log_p, weight)
+        classes = None if self.weight is None else self.weight.numel()
+        log_p = distributed.argmax_log_prob(inputs, self.noise, self.scale, self.margin, self.ignore_index, group, classes)
+        every_class = log_p.new_empty(0 if classes is None else classes)  # stands for the scores: their dtype and classes
+        return self._mean(log_p, Samples(every_class, target, target != self.ignore_index, self.ignore_index))
 
-    def prepared(self, scores: Tensor, keep: Tensor) -> Tensor:
-        """The scores, standardized if that is asked for."""
+    def _standardized(self, samples: Samples) -> Samples:
+        """The samples, their scores standardized if that is asked for."""
         if not self.standardize:
-            return scores
-        if not (has_values(keep) and keep.all()):
-            scores = scores.masked_fill(~keep.unsqueeze(-1), 0.0)
-        return standardize_samples(scores, keep, self.process_group)
+            return samples
+        z = rows_that_count(samples.scores, samples.keep)
+        return samples._replace(scores=standardize_samples(z, samples.keep, self.process_group))
 
-    def log_prob(self, scores: Tensor, target: Tensor) -> Tensor:
-        """log P(the target wins)."""
-        return self._log_prob(scores, target, self.scale, self.ignore_index)
-
-    def log_probs(self, scores: Tensor) -> Tensor:
-        """log P(each class wins)."""
+    def _log_probs(self, scores: Tensor) -> Tensor:
+        """log P(each class wins), (…, C)."""
         if self.margin is None:
             return functional.argmax_log_probs(scores, noise=self.noise, scale=self.scale)
         # The cap is measured from the target, so with a margin each class has scores of its own.
-        return self._log_prob(*of_each_class(scores, self.scale))
-
-    def _log_prob(self, scores: Tensor, index: Tensor, scale: float | Tensor, ignore_index: int | None = None) -> Tensor:
-        margin = self.margin
-        return functional.argmax_log_prob(
-            scores, index, noise=self.noise, scale=scale, margin=margin, ignore_index=ignore_index
-        )
-
-    def extra_repr(self) -> str:
-        """The dials, as they stand in the constructor."""
-        return f"{super().extra_repr()}, margin={self.margin}" + (", standardize=True" if self.standardize else "")
+        z, index, scale = of_each_class(scores, self.scale)
+        return functional.argmax_log_prob(z, index, noise=self.noise, scale=scale, margin=self.margin)
 
 
-class TopKAccuracyLoss(SampleLoss):
+def _refuse_shares(samples: Samples) -> None:
+    if samples.fractional:
+        raise ValueError("target: expected class indices with class_group, got class probabilities; gather the scores")
+
+
+class TopKAccuracyLoss(MetricLoss):
     r"""Top-k accuracy of the noisy classifier, as a loss: p_i = P(the target is among the k highest noisy scores).
 
         over="sample":  mean_i −log_q(p_i)            over="batch":  −log_q(mean_i p_i)
@@ -204,6 +215,8 @@ class TopKAccuracyLoss(SampleLoss):
     True
     """
 
+    DIALS = ("k", "noise", "scale", "q", "over")
+
     def __init__(
         self,
         k: int,
@@ -219,39 +232,30 @@ class TopKAccuracyLoss(SampleLoss):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
-            noise,
-            scale,
-            q,
-            over,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            process_group=process_group,
+            noise, scale, q, weight=weight, ignore_index=ignore_index, reduction=reduction, process_group=process_group
         )
+        check_mean(over, reduction, label_smoothing)
+        self.over = over
+        self.label_smoothing = label_smoothing
         self.k = checked_rank(k)  # at most C: that is seen with the scores
 
-    def log_prob(self, scores: Tensor, target: Tensor) -> Tensor:
-        """log P(the target is among the first k)."""
-        keep = target != self.ignore_index
-        if not (has_values(keep) and keep.all()):
-            scores, target = scores.masked_fill(~keep.unsqueeze(-1), 0.0), torch.where(keep, target, 0)
-            return self._log_prob(scores, target, self.scale).masked_fill(~keep, 0.0)
-        return self._log_prob(scores, target, self.scale)
-
-    def log_probs(self, scores: Tensor) -> Tensor:
-        """log P(each class is among the first k)."""
-        return self._log_prob(*of_each_class(scores, self.scale))
+    @in_full_precision
+    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The loss of scores against class indices or class probabilities."""
+        samples = samples_of(scores, target, self.ignore_index).settled()
+        z = samples.scores
+        if samples.fractional or self.label_smoothing:
+            mass = samples.share(self.label_smoothing) * self.class_weight(z)
+            total_weight = samples.keep.sum() if samples.fractional else self.sample_weight(samples).sum()
+            return mean_of_shares(self, self.over, self._log_prob(*of_each_class(z, self.scale)), mass, total_weight)
+        log_p = self._log_prob(z, samples.target, self.scale)
+        return mean_of_samples(self, self.over, log_p, self.sample_weight(samples))
 
     def _log_prob(self, scores: Tensor, index: Tensor, scale: float | Tensor) -> Tensor:
         return functional.topk_log_prob(scores, index, self.k, noise=self.noise, scale=scale)
 
-    def extra_repr(self) -> str:
-        """The dials, as they stand in the constructor."""
-        return f"k={self.k}, {super().extra_repr()}"
 
-
-class BalancedAccuracyLoss(SampleLoss):
+class BalancedAccuracyLoss(MetricLoss):
     r"""Balanced accuracy of the noisy classifier, as a loss: every class counts the same, however rare.
 
         over="sample":  mean_k mean_{i: y_i=k} −log_q(p_i)            over="batch":  −log_q(mean_k mean_{i: y_i=k} p_i)
@@ -296,45 +300,37 @@ class BalancedAccuracyLoss(SampleLoss):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
-            noise,
-            scale,
-            q,
-            over,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            process_group=process_group,
+            noise, scale, q, weight=weight, ignore_index=ignore_index, reduction=reduction, process_group=process_group
         )
+        check_mean(over, reduction, label_smoothing)
+        self.over = over
+        self.label_smoothing = label_smoothing
 
-    @property
-    def weighs(self) -> bool:
-        """Always."""
-        return True
+    @in_full_precision
+    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The loss of scores against class indices or class probabilities."""
+        samples = samples_of(scores, target, self.ignore_index)
+        if samples.fractional or self.label_smoothing:
+            samples = samples.settled()
+            z, share = samples.scores, samples.share(self.label_smoothing)
+            mass = share * self._weights(self.total(share.reshape(-1, share.shape[-1]).sum(0)), z)
+            total_weight = samples.keep if samples.fractional else self._sample_weight(samples)
+            log_p = functional.argmax_log_probs(z, noise=self.noise, scale=self.scale)
+            return mean_of_shares(self, self.over, log_p, mass, total_weight.sum())
+        z, scale = samples.scores, checked_scale(self.scale, samples.scores)
+        log_p = checked_log_prob(z, samples.target, self.noise, scale, None, self.ignore_index)
+        return mean_of_samples(self, self.over, log_p, self._sample_weight(samples._replace(target=samples.class_index)))
 
-    def sample_weight(self, index: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
-        """N w_y / (n_y Σ_k w_k), k over the classes that there are; 0 for a sample that is ignored."""
-        kept = keep.to(scores).flatten()
-        counts = self.total(scores.new_zeros(scores.shape[-1]).index_add(0, index.flatten(), kept))
-        return keep * at(self._weights(counts, scores), index)
-
-    def class_mass(self, target: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
-        """As ``sample_weight``, for each class of each sample."""
-        share = self.class_share(target, keep, scores)
-        return share * self._weights(self.total(share.reshape(-1, share.shape[-1]).sum(0)), scores)
+    def _sample_weight(self, samples: Samples) -> Tensor:
+        """N w_y / (n_y Σ_k w_k), k over the classes that there are; 0 for a sample that does not count."""
+        z, index = samples.scores, samples.target
+        count = z.new_zeros(z.shape[-1]).index_add(0, index.flatten(), samples.keep.to(z).flatten())
+        return samples.keep * at(self._weights(self.total(count), z), index)
 
     def _weights(self, counts: Tensor, scores: Tensor) -> Tensor:
-        """What a sample of each class weighs, (C,): N w_k / (n_k Σ w), 0 for a class that is not there."""
-        there = torch.where(counts > 0, self.class_weight(scores), 0.0)
-        return counts.sum() * there / (over_something(counts) * over_something(there.sum()))
-
-    def log_prob(self, scores: Tensor, target: Tensor) -> Tensor:
-        """log P(the target wins)."""
-        return functional.argmax_log_prob(scores, target, noise=self.noise, scale=self.scale, ignore_index=self.ignore_index)
-
-    def log_probs(self, scores: Tensor) -> Tensor:
-        """log P(each class wins)."""
-        return functional.argmax_log_probs(scores, noise=self.noise, scale=self.scale)
+        """What a sample of each class weighs, (C,): N w_k / (n_k Σ w), 0 for a class that is not in the batch."""
+        importance = torch.where(counts > 0, self.class_weight(scores), 0.0)
+        return counts.sum() * importance / (divisor(counts) * divisor(importance.sum()))
 
 
 def of_each_class(scores: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, float | Tensor]:

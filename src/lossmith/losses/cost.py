@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from lossmith import functional
-from lossmith.inputs import at, check_tensors, classes_last, has_values, one_hot, over_something
-from lossmith.losses.base import MeanLoss, Over, Reduction, in_full_precision
+from lossmith.inputs import Samples, at, check_tensors, divisor, has_values, in_full_precision, samples_of
+from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, log_q_of_mean
+from lossmith.maths.qlog import neg_log_q
 from lossmith.noise import Noise
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class CostLoss(MeanLoss):
+class CostLoss(MetricLoss):
     r"""The cost of the noisy classifier's decisions, as a loss: deciding k where y is true costs cost[y, k].
 
     With p_ik = P(argmax_j (z_ij + scale · ε_j) = k), a sample's costs c_ik = cost[y_i, k], the least of them l_i and the rest
@@ -71,16 +72,11 @@ class CostLoss(MeanLoss):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
-            noise,
-            scale,
-            q,
-            over,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            process_group=process_group,
+            noise, scale, q, weight=weight, ignore_index=ignore_index, reduction=reduction, process_group=process_group
         )
+        check_mean(over, reduction, label_smoothing)
+        self.over = over
+        self.label_smoothing = label_smoothing
         if cost is not None:
             cost = torch.as_tensor(cost)
             if cost.dim() != 2 or cost.shape[0] != cost.shape[1] or len(cost) < 2:
@@ -104,45 +100,37 @@ class CostLoss(MeanLoss):
                     "target: expected class indices or probabilities, got None; only cost= without weight= needs none"
                 )
             target = torch.zeros_like(scores.select(1 if scores.dim() > 1 else 0, 0), dtype=torch.int64)
-        scores, target = classes_last(scores, target)
-        if target.is_floating_point():
-            keep = torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
-            weight = (target.to(scores) * self.class_weight(scores)).sum(-1)
-        else:
-            target, keep = self.split_ignored(scores, target)
-            weight = self.sample_weight(target, keep, scores)
-        if not (has_values(keep) and keep.all()):
-            scores = scores.masked_fill(~keep.unsqueeze(-1), 0.0)  # what stands there, be it NaN, is nobody's business
+        samples = samples_of(scores, target, self.ignore_index).settled()
+        z, weight = samples.scores, self.sample_weight(samples)
         if cost is None:
-            return self._of_costs(scores, self._rows(target, scores), weight)
-        costs = cost.movedim(1 if cost.dim() > 1 else 0, -1).to(scores).masked_fill(~keep.unsqueeze(-1), 0.0)
+            return self._of_costs(z, self._rows(samples), weight)
+        costs = cost.movedim(1 if cost.dim() > 1 else 0, -1).to(z).masked_fill(~samples.keep.unsqueeze(-1), 0.0)
         _check_costs(costs)
-        return self._of_costs(scores, costs, weight)
+        return self._of_costs(z, costs, weight)
 
-    def _rows(self, target: Tensor, scores: Tensor) -> Tensor:
+    def _rows(self, samples: Samples) -> Tensor:
         """The costs of each sample's decisions, (…, C)."""
-        classes = scores.shape[-1]
+        classes = samples.scores.shape[-1]
         assert self.cost is not None
         if len(self.cost) != classes:
             raise ValueError(f"cost: expected shape ({classes}, {classes}) for {classes} classes, got {tuple(self.cost.shape)}")
-        matrix = self.cost.to(scores)
-        if not target.is_floating_point() and not self.label_smoothing:
-            return at(matrix, target)
-        share = target if target.is_floating_point() else one_hot(target, classes)
-        return (share.to(scores) * (1 - self.label_smoothing) + self.label_smoothing / classes) @ matrix
+        matrix = self.cost.to(samples.scores)
+        if not samples.fractional and not self.label_smoothing:
+            return at(matrix, samples.target)
+        return samples.share(self.label_smoothing) @ matrix
 
     def _of_costs(self, scores: Tensor, costs: Tensor, weight: Tensor) -> Tensor:
         least = costs.amin(-1)
         at_stake = costs.amax(-1) - least
-        lost = (costs - least.unsqueeze(-1)) / over_something(at_stake).unsqueeze(-1)
+        lost = (costs - least.unsqueeze(-1)) / divisor(at_stake).unsqueeze(-1)
         log_p = functional.argmax_log_probs(scores, noise=self.noise, scale=self.scale)
         error = (log_p.exp() * lost).sum(-1)
         # 1 − m keeps its digits where that is small, log m where m is.
         saved = torch.where(error < 0.5, torch.log1p(-error.clamp_max(0.5)), (log_p + (1 - lost).log()).logsumexp(-1))
         if self.over == "sample":
-            return self.reduce(weight * (least + at_stake * functional.neg_log_q(saved, self.q)), weight.sum())
+            return self.reduce(weight * (least + at_stake * neg_log_q(saved, self.q)), weight.sum())
         sums = self.total(torch.stack([(weight * least).sum(), (weight * at_stake).sum(), weight.sum()]))
-        return (sums[0] + sums[1] * self.of_the_batch(saved, weight * at_stake)) / over_something(sums[2])
+        return (sums[0] + sums[1] * log_q_of_mean(self, saved, weight * at_stake)) / divisor(sums[2])
 
 
 def _check_costs(cost: Tensor) -> None:

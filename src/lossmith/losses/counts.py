@@ -5,26 +5,28 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lossmith import functional
+from lossmith.functional.argmax import log_outcomes
 from lossmith.inputs import (
     check_choice,
     check_positive,
     check_smoothing,
     check_tensors,
     checked_scale,
-    classes_last,
+    divisor,
     has_values,
-    labels_last,
+    in_full_precision,
+    labels_of,
     one_hot,
-    over_something,
+    samples_of,
+    smoothed,
 )
-from lossmith.losses.base import MetricLoss, in_full_precision
-from lossmith.losses.labels import log_outcomes
+from lossmith.losses.base import MetricLoss
 from lossmith.losses.memory import ScoreMemory
 from lossmith.noise import Noise
 from lossmith.parallel import samples as groups
@@ -49,8 +51,8 @@ class Counts(NamedTuple):
     tn: Tensor
 
 
-class _Samples(NamedTuple):
-    """Samples without their layout."""
+class _Rows(NamedTuple):
+    """Samples one a row, whether of classes or of labels."""
 
     scores: Tensor  # (n, C)
     target: Tensor  # (n,) class indices, or (n, C): its share in each class, of labels whether each is there
@@ -64,14 +66,14 @@ class _Samples(NamedTuple):
         return self.target if self.target.dim() == 2 else one_hot(self.target, self.scores.shape[-1]).to(self.scores)
 
 
-def _sums(samples: _Samples, p: Tensor, other: Tensor) -> Tensor:
+def _sums(rows: _Rows, p: Tensor, other: Tensor) -> Tensor:
     """tp, fp, fn, tn as (4, C), from the probabilities that each class is predicted, and that it is not, (n, C) float64."""
-    w = samples.weight.double()
-    if samples.target.dim() == 2:
-        t = samples.target.double()
+    w = rows.weight.double()
+    if rows.target.dim() == 2:
+        t = rows.target.double()
         parts = [w * t * p, w * (1 - t) * p, w * t * other, w * (1 - t) * other]
         return torch.stack([part.sum(0) for part in parts])
-    y, w = samples.target, w.squeeze(-1)  # most of segmentation's time is spent here: no (n, C) but these four
+    y, w = rows.target, w.squeeze(-1)  # most of segmentation's time is spent here: no (n, C) but these four
 
     def of_targets(x: Tensor) -> Tensor:
         return x.new_zeros(x.shape[1]).index_add(0, y, w * x.gather(1, y.unsqueeze(1)).squeeze(1))
@@ -82,18 +84,18 @@ def _sums(samples: _Samples, p: Tensor, other: Tensor) -> Tensor:
     return torch.stack([of_targets(p), of_others(p), of_targets(other), of_others(other)])
 
 
-def _log_tp(samples: _Samples, log_p: Tensor, group: ProcessGroup | None) -> Tensor:
+def _log_tp(rows: _Rows, log_p: Tensor, group: ProcessGroup | None) -> Tensor:
     """log Σ_i w_i t_ik p_ik (C,) of all ranks, also where it underflows; −inf where there is no target."""
-    if samples.target.dim() == 2:
-        terms = log_p + (samples.weight.double() * samples.target.double()).log()
+    if rows.target.dim() == 2:
+        terms = log_p + (rows.weight.double() * rows.target.double()).log()
         own = terms.detach().amax(0) if len(terms) else terms.new_full(terms.shape[1:], -torch.inf)
     else:
-        y = samples.target
-        terms = log_p.gather(1, y.unsqueeze(1)).squeeze(1) + samples.weight.squeeze(-1).double().log()
+        y = rows.target
+        terms = log_p.gather(1, y.unsqueeze(1)).squeeze(1) + rows.weight.squeeze(-1).double().log()
         own = log_p.new_full(log_p.shape[1:], -torch.inf).scatter_reduce(0, y, terms.detach(), "amax")
     top = groups.highest(own, group)
     top = torch.where(top.isneginf(), 0.0, top)
-    if samples.target.dim() == 2:
+    if rows.target.dim() == 2:
         found = (terms - top).exp().sum(0)
     else:
         found = torch.zeros_like(top).index_add(0, y, (terms - top.index_select(0, y)).exp())
@@ -128,6 +130,8 @@ class ConfusionLoss(MetricLoss):
     Raises:
         TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
     """
+
+    DIALS: ClassVar[tuple[str, ...]] = ("average", "task", "noise", "scale", "q")
 
     def __init__(
         self,
@@ -183,7 +187,7 @@ class ConfusionLoss(MetricLoss):
         log_m = self.log_of_counts(counts, torch.where(there, log_tp, 0.0))
         if self.average in ("macro", "weighted"):
             share = there.to(log_m) if self.average == "macro" else support
-            share = torch.where(there, share, 1.0) / over_something(share.sum())
+            share = torch.where(there, share, 1.0) / divisor(share.sum())
             there, terms = there.any(), torch.where(there, log_m + share.log(), -torch.inf)
             log_m = torch.where(there, terms, 0.0).logsumexp(0)
         return torch.where(there, functional.neg_log_q(torch.where(there, log_m, 0.0), self.q), 0.0).to(scores.dtype)
@@ -198,7 +202,7 @@ class ConfusionLoss(MetricLoss):
         m = torch.where(there, self.of_counts(counts), 0.0)
         if self.average in ("macro", "weighted"):
             share = there.to(m) if self.average == "macro" else support
-            m = (share * m).sum() / over_something(share.sum())
+            m = (share * m).sum() / divisor(share.sum())
         return m
 
     def _taken(self, counts: Counts) -> tuple[Counts, Tensor, Tensor]:
@@ -211,24 +215,24 @@ class ConfusionLoss(MetricLoss):
         there = support > 0
         return Counts(*(torch.where(there, x, 1.0) for x in counts)), support, there
 
-    def _expected(self, samples: _Samples) -> tuple[Counts, Tensor]:
+    def _expected(self, rows: _Rows) -> tuple[Counts, Tensor]:
         """Expected counts, over all ranks and what is remembered, and log tp."""
         group = self.process_group
         if self.memory.size:
-            share = samples.share
-            columns = torch.cat([share, samples.weight], -1).detach()
-            z, columns = self.memory(groups.gathered(samples.scores, group), groups.gathered(columns, group))
-            target, weight = columns.split([share.shape[-1], samples.weight.shape[-1]], -1)
-            samples, group = samples._replace(scores=z, target=target, weight=weight), None
-        if samples.of_labels:
-            absent, log_p = (log.double() for log in log_outcomes(samples.scores, self.noise, samples.scale))
+            share = rows.share
+            columns = torch.cat([share, rows.weight], -1).detach()
+            z, columns = self.memory(groups.gathered(rows.scores, group), groups.gathered(columns, group))
+            target, weight = columns.split([share.shape[-1], rows.weight.shape[-1]], -1)
+            rows, group = rows._replace(scores=z, target=target, weight=weight), None
+        if rows.of_labels:
+            absent, log_p = (log.double() for log in log_outcomes(rows.scores, self.noise, rows.scale))
             p, other = log_p.exp(), absent.exp()
         else:
-            log_p = functional.argmax_log_probs(samples.scores, noise=self.noise, scale=samples.scale).double()
+            log_p = functional.argmax_log_probs(rows.scores, noise=self.noise, scale=rows.scale).double()
             p, other = log_p.exp(), -log_p.expm1()
-        return Counts(*groups.total(_sums(samples, p, other), group)), _log_tp(samples, log_p, group)
+        return Counts(*groups.total(_sums(rows, p, other), group)), _log_tp(rows, log_p, group)
 
-    def _samples(self, scores: Tensor, target: Tensor) -> _Samples:
+    def _samples(self, scores: Tensor, target: Tensor) -> _Rows:
         check_tensors(scores=scores, target=target)
         single = self.average == "binary" and self.task == "multiclass" and target.shape == scores.shape
         if not single and self.task == "multiclass":
@@ -237,32 +241,27 @@ class ConfusionLoss(MetricLoss):
             raise ValueError("weight: expected two scores a sample with it, got one; pass scores (N, 2), or leave it out")
         return self._of_labels(*((scores.reshape(-1, 1), target.reshape(-1, 1)) if single else (scores, target)))
 
-    def _of_classes(self, scores: Tensor, target: Tensor) -> _Samples:
-        scores, target = classes_last(scores, target)
-        classes = scores.shape[-1]
+    def _of_classes(self, scores: Tensor, target: Tensor) -> _Rows:
+        samples = samples_of(scores, target, self.ignore_index).settled()
+        z, classes = samples.scores, samples.scores.shape[-1]
         if self.average == "binary" and classes != 2:
             raise ValueError(f"average: 'binary' expects one score a sample or two classes, got {classes} classes; use 'macro'")
-        if target.is_floating_point():
-            keep = torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
-            target = target.to(scores).reshape(-1, classes)
-            weight = (target * self.class_weight(scores)).sum(-1)
+        weight = self.sample_weight(samples).reshape(-1, 1)
+        if samples.fractional:
+            target = samples.target.to(z).reshape(-1, classes)
+            target = smoothed(target, self.label_smoothing, classes) if self.label_smoothing else target
+        elif self.label_smoothing:
+            target = smoothed(one_hot(samples.target.reshape(-1), classes).to(z), self.label_smoothing, classes)
         else:
-            target, keep = self.split_ignored(scores, target)
-            weight = self.sample_weight(target, keep, scores)
-            target = target.reshape(-1)
-        scale = self._scale_of_rows(scores)
-        z = scores.masked_fill(~keep.unsqueeze(-1), 0.0).reshape(-1, classes)
-        samples = _Samples(z, target, weight.reshape(-1, 1), scale, False)
-        if not self.label_smoothing:
-            return samples
-        return samples._replace(target=samples.share * (1 - self.label_smoothing) + self.label_smoothing / classes)
+            target = samples.target.reshape(-1)
+        return _Rows(z.reshape(-1, classes), target, weight, self._scale_of_rows(z), False)
 
-    def _of_labels(self, scores: Tensor, target: Tensor) -> _Samples:
-        last, wanted, keep = labels_last(scores, target, self.ignore_index)
-        if self.label_smoothing:
-            wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / 2
-        z, share, weight = (x.reshape(-1, last.shape[-1]) for x in (last.masked_fill(~keep, 0.0), wanted, keep.to(last)))
-        return _Samples(z, share, weight, self._scale_of_rows(last), True)
+    def _of_labels(self, scores: Tensor, target: Tensor) -> _Rows:
+        labels = labels_of(scores, target, self.ignore_index)
+        share = smoothed(labels.share, self.label_smoothing, 2) if self.label_smoothing else labels.share
+        columns = (labels.scores, share, labels.keep.to(labels.scores))
+        z, share, weight = (x.reshape(-1, labels.scores.shape[-1]) for x in columns)
+        return _Rows(z, share, weight, self._scale_of_rows(labels.scores), True)
 
     def _scale_of_rows(self, scores: Tensor) -> float | Tensor:
         """The scale for scores (…, C) flattened to (n, C)."""
@@ -270,10 +269,6 @@ class ConfusionLoss(MetricLoss):
         if not isinstance(scale, Tensor) or not isinstance(self.scale, Tensor):
             return scale
         return self.scale.reshape(()) if self.scale.numel() == 1 else scale.reshape(-1, 1)
-
-    def extra_repr(self) -> str:
-        """The dials, as they stand in the constructor."""
-        return f"average={self.average!r}, task={self.task!r}, {super().extra_repr()}"
 
 
 class FBetaLoss(ConfusionLoss):
@@ -302,6 +297,8 @@ class FBetaLoss(ConfusionLoss):
     >>> FBetaLoss(average="binary", scale=1e-3, q=0.0)(scores, target)
     tensor(0.5000)
     """
+
+    DIALS = ("beta", *ConfusionLoss.DIALS)
 
     def __init__(
         self,
@@ -345,10 +342,6 @@ class FBetaLoss(ConfusionLoss):
 
     def _all(self, counts: Counts) -> Tensor:
         return (1 + self.beta**2) * counts.tp + self.beta**2 * counts.fn + counts.fp
-
-    def extra_repr(self) -> str:
-        """The dials, as they stand in the constructor."""
-        return f"beta={self.beta}, {super().extra_repr()}"
 
 
 class JaccardLoss(ConfusionLoss):

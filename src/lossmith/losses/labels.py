@@ -1,4 +1,4 @@
-"""Subset accuracy, that all labels of a sample are right, as a loss; and the two outcomes of one score."""
+"""Subset accuracy, that all labels of a sample are right, as a loss."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lossmith import functional
-from lossmith.inputs import labels_last
-from lossmith.losses.base import MeanLoss, Over, Reduction, in_full_precision
+from lossmith.functional.argmax import log_outcomes
+from lossmith.inputs import in_full_precision, labels_of
+from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, mean_of_samples
 from lossmith.noise import Noise
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class SubsetAccuracyLoss(MeanLoss):
+class SubsetAccuracyLoss(MetricLoss):
     r"""Subset accuracy (exact match) of a noisy multi-label classifier, as a loss: every label of a sample has to be right.
 
     A label is predicted where its noisy score beats a noisy zero: one score s stands for the two scores (0, s). With p_il the
@@ -66,22 +66,16 @@ class SubsetAccuracyLoss(MeanLoss):
         for name, given in (("weight", weight is not None), ("label_smoothing", label_smoothing != 0)):
             if given:
                 raise ValueError(f"{name}: has no meaning for a subset of labels; leave it out")
-        super().__init__(noise, scale, q, over, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        super().__init__(noise, scale, q, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        check_mean(over, reduction)
+        self.over = over
 
     @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of a score and a target for each label."""
-        last, wanted, keep = labels_last(scores, target, self.ignore_index)
-        absent, present = log_outcomes(last.masked_fill(~keep, 0.0), self.noise, self.scale)
-        mixed = torch.logaddexp(present + wanted.log(), absent + torch.log1p(-wanted))
-        right = torch.where(wanted == 0, absent, torch.where(wanted == 1, present, mixed))
-        some = keep.any(-1)
-        return self.weighted(torch.where(keep, right, 0.0).sum(-1), some.to(last))
-
-
-def log_outcomes(scores: Tensor, noise: Noise, scale: float | Tensor) -> tuple[Tensor, Tensor]:
-    """log P(predicted absent) and log P(predicted present) of scores (…): those of the two classes with scores (0, s)."""
-    if isinstance(scale, Tensor) and scale.dim():
-        scale = scale.unsqueeze(-1)
-    both = functional.argmax_log_probs(torch.stack([torch.zeros_like(scores), scores], -1), noise=noise, scale=scale)
-    return both[..., 0], both[..., 1]
+        z, share, keep = labels_of(scores, target, self.ignore_index)
+        absent, present = log_outcomes(z, self.noise, self.scale)
+        mixed = torch.logaddexp(present + share.log(), absent + torch.log1p(-share))
+        right = torch.where(share == 0, absent, torch.where(share == 1, present, mixed))
+        log_p = torch.where(keep, right, 0.0).sum(-1)
+        return mean_of_samples(self, self.over, log_p, keep.any(-1).to(z))

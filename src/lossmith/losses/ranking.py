@@ -16,13 +16,14 @@ from lossmith.inputs import (
     check_choice,
     check_number,
     check_tensors,
-    classes_last,
+    divisor,
     has_values,
-    labels_last,
+    in_full_precision,
+    labels_of,
     one_hot,
-    over_something,
+    samples_of,
 )
-from lossmith.losses.base import MetricLoss, in_full_precision
+from lossmith.losses.base import MetricLoss
 from lossmith.losses.memory import ScoreMemory
 from lossmith.noise import Noise
 from lossmith.parallel import samples as groups
@@ -56,6 +57,8 @@ class RankingLoss(MetricLoss):
     Raises:
         TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
     """
+
+    DIALS = ("task", "average", "noise", "scale", "q")
 
     def __init__(
         self,
@@ -110,37 +113,32 @@ class RankingLoss(MetricLoss):
             return functional.neg_log_q(log_m, self.q).to(scores.dtype) + nothing
         some = count > 0
         share = torch.where(some, count, 1).double() if self.average == "weighted" else torch.ones_like(log_m)
-        terms = torch.where(some, log_m + (share / over_something((some * share).sum())).log(), -math.inf)
+        terms = torch.where(some, log_m + (share / divisor((some * share).sum())).log(), -math.inf)
         mean = torch.where(some.any(), torch.where(some.any(), terms, 0.0).logsumexp(0), 0.0)
         return functional.neg_log_q(mean, self.q).to(scores.dtype) + nothing
 
     def _columns(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (n, K) that rank, which are positives, and which count."""
         if self.task == "multiclass":
-            last, index = classes_last(scores, target)
-            if index.is_floating_point():
+            samples = samples_of(scores, target, self.ignore_index)
+            if samples.fractional:
                 raise ValueError(
                     "target: expected class indices, got class probabilities; a ranking has no fractions of samples"
                 )
-            index, kept = self.split_ignored(last, index)
-            classes = last.shape[-1]
-            last = last.masked_fill(~kept.unsqueeze(-1), 0.0).reshape(-1, classes)
-            positive = one_hot(index.reshape(-1), classes)
-            return _log_odds(last), positive, kept.reshape(-1, 1).expand(-1, classes)
+            samples = samples.settled()
+            classes = samples.scores.shape[-1]
+            log_odds = _log_odds(samples.scores.reshape(-1, classes))
+            positive = one_hot(samples.target.reshape(-1), classes)
+            return log_odds, positive, samples.keep.reshape(-1, 1).expand(-1, classes)
         check_tensors(scores=scores, target=target)
         if self.task == "binary":
             if target.shape != scores.shape:
                 raise ValueError(f"target: expected the shape of the scores {tuple(scores.shape)}, got {tuple(target.shape)}")
             scores, target = scores.reshape(-1, 1), target.reshape(-1, 1)
-        last, wanted, kept = labels_last(scores, target, self.ignore_index)
-        if target.is_floating_point() and has_values(wanted) and not bool(((wanted == 0) | (wanted == 1)).all()):
+        z, share, keep = (x.reshape(-1, x.shape[-1]) for x in labels_of(scores, target, self.ignore_index))
+        if target.is_floating_point() and has_values(share) and not bool(((share == 0) | (share == 1)).all()):
             raise ValueError("target: expected 0 or 1 for each label, got a fraction; a ranking takes whole samples")
-        labels = last.shape[-1]
-        return last.masked_fill(~kept, 0.0).reshape(-1, labels), wanted.reshape(-1, labels) == 1, kept.reshape(-1, labels)
-
-    def extra_repr(self) -> str:
-        """The dials, as they stand in the constructor."""
-        return f"task={self.task!r}, average={self.average!r}, {super().extra_repr()}"
+        return z, share == 1, keep
 
 
 class AUCLoss(RankingLoss):
@@ -174,6 +172,8 @@ class AUCLoss(RankingLoss):
     >>> AUCLoss(scale=1e-6, q=0.0)(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
     tensor(0.2500)
     """
+
+    OPTIONAL = ("max_fpr",)
 
     def __init__(
         self,
@@ -217,10 +217,6 @@ class AUCLoss(RankingLoss):
     def number(self) -> float:  # type: ignore[override]
         """The share of the negatives that counts."""
         return 1.0 if self.max_fpr is None else float(self.max_fpr)
-
-    def extra_repr(self) -> str:
-        """The dials, as they stand in the constructor."""
-        return super().extra_repr() + (f", max_fpr={self.max_fpr}" if self.max_fpr is not None else "")
 
 
 class AveragePrecisionLoss(RankingLoss):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lossmith.functional import standardize_scores
-from lossmith.inputs import check_number, classes_last, has_values
-from lossmith.losses.base import ClassificationLoss, Reduction, in_full_precision
+from lossmith.inputs import Samples, check_number, in_full_precision, samples_of
+from lossmith.losses.base import ClassificationLoss, Reduction
 
 # Stands for −inf where terms are left out of a log-sum-exp: the gradient of one over nothing but −inf is nan, this one's is 0.
 ABSENT = -1e30
@@ -32,18 +32,19 @@ class IndexLoss(ClassificationLoss):
     @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores (C,), (N, C) or (N, C, d1, …) against class indices without C."""
-        scores, target = classes_last(scores, target)
-        if target.is_floating_point():
-            raise ValueError(f"target: {type(self).__name__} takes class indices, not probabilities; got {target.dtype}")
-        index, keep = self.split_ignored(scores, target)
-        if not (has_values(keep) and keep.all()):
-            scores = scores.masked_fill(
-                ~keep.unsqueeze(-1), 0.0
-            )  # what stands in an ignored row, be it NaN, must not reach the loss
+        return self.of_samples(samples_of(scores, target, self.ignore_index))
+
+    def of_samples(self, samples: Samples) -> Tensor:
+        """The weighted mean of the samples' losses."""
+        if samples.fractional:
+            name, dtype = type(self).__name__, samples.target.dtype
+            raise ValueError(f"target: {name} takes class indices, not probabilities; got {dtype}")
+        samples = samples.settled()
+        scores = samples.scores
         if self.standardize:
-            scores = standardize_scores(scores, keep)
-        weight = self.sample_weight(index, keep, scores)
-        losses = torch.where(weight == 0, 0.0, self.per_sample(scores, index))  # a class without weight may cost inf
+            scores = standardize_scores(scores, samples.keep)
+        weight = self.sample_weight(samples)
+        losses = torch.where(weight == 0, 0.0, self.per_sample(scores, samples.target))  # a class without weight may cost inf
         return self.reduce(losses * weight, weight.sum())
 
     @abstractmethod

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lossmith.inputs import labels_last
-from lossmith.losses.base import ClassificationLoss, Reduction, in_full_precision
+from lossmith.inputs import Labels, in_full_precision, labels_of
+from lossmith.losses.base import ClassificationLoss, Reduction
 from lossmith.surrogates.base import ABSENT
 
 
@@ -17,14 +17,13 @@ class _LabelLoss(ClassificationLoss):
     def __init__(self, *, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
         super().__init__(ignore_index=ignore_index, reduction=reduction)
 
-    def split_labels(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores and labels (…, L) as floats of the computing type, 0 where ignored, and the mask of those that count."""
+    def labels(self, scores: Tensor, target: Tensor) -> Labels:
+        """The batch's labels, checked; their targets have no gradient."""
         if not isinstance(target, Tensor):
             raise TypeError(f"target: expected a torch.Tensor of labels, got {type(target).__name__}")
         if target.requires_grad:
             raise ValueError("target: expected labels without a gradient, got requires_grad=True; pass target.detach()")
-        z, label, keep = labels_last(scores, target, self.ignore_index)
-        return z.masked_fill(~keep, 0.0), label, keep  # what stands in an ignored entry, be it NaN, must not reach the loss
+        return labels_of(scores, target, self.ignore_index)
 
 
 class ZLPRLoss(_LabelLoss):
@@ -59,7 +58,7 @@ class ZLPRLoss(_LabelLoss):
     @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores (L,), (N, L) or (N, L, d1, …) against labels of the same shape."""
-        z, label, keep = self.split_labels(scores, target)
+        z, label, keep = self.labels(scores, target)
         on, off = keep & (label > 0), keep & (label < 1)
         pull = torch.where(on, label.log() - z, ABSENT).logsumexp(-1)
         push = torch.where(off, torch.log1p(-label) + z, ABSENT).logsumexp(-1)
@@ -101,7 +100,7 @@ class F1WeightedCrossEntropyLoss(_LabelLoss):
         single = isinstance(scores, Tensor) and isinstance(target, Tensor) and scores.dim() == target.dim() == 1
         if single:
             scores, target = scores.unsqueeze(-1), target.unsqueeze(-1)  # not N labels of one sample: N may be 0
-        z, label, keep = self.split_labels(scores, target)
+        z, label, keep = self.labels(scores, target)
         p = z.detach().sigmoid() * keep
         total = (label + p).sum()
         half_f = (label * p).sum() / total.clamp_min(torch.finfo(z.dtype).tiny)

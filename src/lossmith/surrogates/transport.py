@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lossmith.functional import standardize_scores
-from lossmith.inputs import check_tensors, classes_last
-from lossmith.losses.base import Reduction, in_full_precision
+from lossmith.inputs import in_full_precision, samples_of
+from lossmith.losses.base import Reduction
 from lossmith.surrogates.base import IndexLoss
 
 
@@ -62,13 +62,11 @@ class EMOLoss(IndexLoss):
     @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores (C,), (N, C) or (N, C, d1, …) against class indices or class probabilities."""
-        check_tensors(scores=scores, target=target)
-        if not target.is_floating_point():
-            return super().forward(scores, target)
-        scores, target = classes_last(scores, target)
-        if self.standardize:
-            scores = standardize_scores(scores)
-        mass = target.to(scores) * self.class_weight(scores)
+        samples = samples_of(scores, target, self.ignore_index)
+        if not samples.fractional:
+            return self.of_samples(samples)
+        scores = standardize_scores(samples.scores) if self.standardize else samples.scores
+        mass = samples.target.to(scores) * self.class_weight(scores)
         directions = self._directions_for(scores)
         met = ((scores.softmax(-1) @ directions) * (mass @ directions)).sum(-1)
         losses = mass.sum(-1) - met
