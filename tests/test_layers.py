@@ -57,6 +57,7 @@ CORE = {
     "errors",
     "losses",
     "engine.runtime.select",
+    "engine.warm_up",
 }  # what __init__ gathers
 HEAVY = {
     "sklearn",

@@ -3,6 +3,7 @@
 from lossmith import functional, heads, moved, noise, surrogates, training
 from lossmith.distribution import PerturbedArgmax
 from lossmith.engine.runtime.select import last_kernel, use_kernel
+from lossmith.engine.warm_up import warm_up
 from lossmith.errors import InputError, PerformanceWarning
 from lossmith.losses import (
     AccuracyLoss,
@@ -43,4 +44,5 @@ __all__ = [
     "surrogates",
     "training",
     "use_kernel",
+    "warm_up",
 ]

@@ -9,6 +9,7 @@ import click
 from lossmith import __version__
 from lossmith.cli.bench import bench
 from lossmith.cli.compare import compare
+from lossmith.cli.doctor import doctor
 from lossmith.cli.screen import reason_of
 from lossmith.cli.toy import toy
 from lossmith.errors import InputError
@@ -41,5 +42,5 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-for _command in (compare, toy, bench):
+for _command in (compare, toy, bench, doctor):
     cli.add_command(_command)

@@ -59,14 +59,19 @@ def _openmp() -> Callable[[int, int, int, int], None] | None:
     global _parallel, _modules_at_search
     if _parallel is None and _modules_at_search != len(sys.modules):
         _modules_at_search = len(sys.modules)
-        try:
-            # File names are bytes of any encoding.
-            maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
-        except OSError:
-            return None
-        path = openmp_of_torch(maps, Path(torch.__file__).parent)
+        path = openmp_path()
         _parallel = None if path is None else _gomp_parallel(path)
     return _parallel
+
+
+def openmp_path() -> str | None:
+    """Path of the OpenMP runtime that torch runs on; None if that cannot be told, and on systems without /proc."""
+    try:
+        # File names are bytes of any encoding.
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return None
+    return openmp_of_torch(maps, Path(torch.__file__).parent)
 
 
 def _gomp_parallel(path: str) -> Callable[[int, int, int, int], None] | None:

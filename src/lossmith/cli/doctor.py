@@ -1,0 +1,59 @@
+"""The command ``doctor``: what the kernels find on this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+NO_FOLDER = "none can be written, so each process compiles anew; set NUMBA_CACHE_DIR to a folder that can be written"
+
+
+@click.command(short_help="What serves on this machine: versions, threads, kernels and where they are kept.")
+@click.option("--warm-up", is_flag=True, help="Compile every kernel for the CPU now, for an image or a node.")
+def doctor(warm_up: bool) -> None:
+    """Show versions, threads, kernels and the folder that keeps compiled ones, one a line.
+
+    With --warm-up every kernel for the CPU is compiled first, in twenty to thirty seconds, so that no training waits for one.
+    """
+    rows = _rows(warm_up)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:{width}}  {value}")
+
+
+def _rows(warm_up: bool) -> list[tuple[str, str]]:
+    import torch
+
+    import lossmith
+    from lossmith.engine.runtime import compiling, threads
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the row says so
+        folder = lossmith.warm_up() if warm_up else compiling.cache_folder()
+    cuda, triton = torch.cuda.is_available(), _version("triton")
+    kernels = ["cpu", *(["cuda"] if cuda and triton else []), "reference"]
+    return [
+        ("lossmith", lossmith.__version__),
+        ("Python", platform.python_version()),
+        ("torch", torch.__version__),
+        ("numba", _version("numba") or "not installed"),
+        ("Triton", triton or "not installed"),
+        ("CUDA", torch.cuda.get_device_name() if cuda else "not available"),
+        ("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors"),
+        ("OpenMP", threads.openmp_path() or "none found; Python's threads serve"),
+        ("kernels", ", ".join(kernels)),
+        ("kernel cache", NO_FOLDER if folder is None else str(folder)),
+        ("warmed up", "yes" if warm_up else "not asked for; kernels are compiled at their first use (--warm-up)"),
+    ]
+
+
+def _version(package: str) -> str:
+    """The installed version; empty if there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
