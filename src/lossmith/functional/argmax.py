@@ -44,8 +44,8 @@ def _topk_by_reference(x: Sequence[Tensor], noise: Noise, k: float) -> Tensor:
     return reference.log_prob(x[0], x[1], noise, rank=int(k))
 
 
-_all_log_probs = opaque.register("argmax_log_probs", _log_probs_by_reference, lambda x: torch.empty_like(x[0]))
-_topk_log_prob = opaque.register("topk_log_prob", _topk_by_reference, lambda x: x[0].new_empty(x[0].shape[0]))
+_all_log_probs = opaque.register("argmax_log_probs", _log_probs_by_reference, lambda x: torch.empty_like(x[0]), by_rows=True)
+_topk_log_prob = opaque.register("topk_log_prob", _topk_by_reference, lambda x: x[0].new_empty(x[0].shape[0]), by_rows=True)
 
 
 def argmax_log_prob(

@@ -18,6 +18,7 @@ from torch import Tensor
 from lossmith import noise as noises
 from lossmith.engine.argmax import reference
 from lossmith.engine.argmax.dispatch import OPERATION, choose, fast_kernel, tables_of
+from lossmith.engine.runtime import dtensor
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import give_up, record
 from lossmith.engine.runtime.threads import apart, run_team
@@ -100,6 +101,8 @@ def log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignore
             the CPU).
     """
     if torch.compiler.is_compiling() or not all(owns_memory(x) for x in (scores, target, scale)):
+        if dtensor.is_sharded((scores, target, scale)):
+            return dtensor.on_each_rank(lambda z, y, sigma: log_prob(z, y, sigma, noise, ignored), (scores, target, scale))
         # An operator unwraps a wrapper by the wrapper's own rules; the kernels need memory.
         return operator(scores, target, scale, noises.key(noise), ignored)[0]
     # torch.func cannot look into the reference, but into a function of torch.autograd it does not look.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lossmith import noise as noises
+from lossmith.engine.runtime import dtensor
 from lossmith.engine.runtime.threads import apart
 from lossmith.inputs import is_wrapped, owns_memory
 from lossmith.noise import Noise
@@ -28,13 +29,16 @@ class _Entry(NamedTuple):
 _entries: dict[str, _Entry] = {}
 
 
-def register(name: str, function: Function, like: Callable[[Sequence[Tensor]], Tensor]) -> Callable[..., Tensor]:
+def register(
+    name: str, function: Function, like: Callable[[Sequence[Tensor]], Tensor], by_rows: bool = False
+) -> Callable[..., Tensor]:
     """What to call in place of ``function``.
 
     Args:
         name: of the function, once in the library.
         function: of tensors, a noise and a number; differentiable in the floating-point ones.
         like: an empty tensor of the result's shape, dtype and device, from the tensors alone.
+        by_rows: whether rows of the tensors and the result belong together, and to no other rows.
 
     Returns:
         A function of (tensors, noise, number): ``function`` itself in eager mode, elsewhere an operator.
@@ -43,6 +47,8 @@ def register(name: str, function: Function, like: Callable[[Sequence[Tensor]], T
 
     def call(tensors: Sequence[Tensor], noise: Noise, number: float = 0.0) -> Tensor:
         if torch.compiler.is_compiling() or not all(owns_memory(x) for x in tensors):
+            if dtensor.is_sharded(tensors):
+                return dtensor.on_each_rank(lambda *local: call(local, noise, number), tensors, by_rows)
             return operator(name, list(tensors), noises.key(noise), number)
         if any(is_wrapped(x) for x in tensors):
             return _Value.apply(name, noises.key(noise), number, *tensors)  # type: ignore[no-untyped-call]
