@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import CellType, FunctionType
 from typing import Any
@@ -76,13 +76,13 @@ class TeamFunction:
                     self._compiled = decorate(fresh(self._function))
         return self._compiled
 
-    @property
+    @cached_property  # a warm call then runs no Python for it
     def ctypes(self) -> Callable[[int], None]:
         """The function, callable from Python with an address, with Python's lock released."""
         called: Callable[[int], None] = self.compile().ctypes
         return called
 
-    @property
+    @cached_property
     def address(self) -> int:
         """The function's own address."""
         address: int = self.compile().address
