@@ -1,4 +1,7 @@
-"""What numba has no words for: sums over pieces of an array as vector instructions, and floats from bits and back."""
+"""Functions of compiled code that numba cannot express in Python and that are written in LLVM's own instructions.
+
+They are sums over pieces of an array as vector instructions, the bits of a float32, and arrays without counts of references.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,16 @@ _FLAGS = ("contract", "nsz", "reassoc")
 
 @intrinsic
 def add_multiples(typing, out, at, table, places, factors):
-    """out[at + q] += Σ_k factors[k] · table[places[k] + q] for q < WHOLE; float32 arrays, tuples of integers and of float32.
+    """out[at + q] += Σ_k factors[k] · table[places[k] + q] for q < WHOLE.
 
-    A loop this short LLVM does not reliably turn into vector instructions, and spends more on the question than on the sum.
+    LLVM does not reliably turn a loop this short into vector instructions, and its checks cost more than the sum.
+
+    Args:
+        out: (n,) float32, n ≥ at + WHOLE.
+        at: int64, the first place.
+        table: (m,) float32, m ≥ places[k] + WHOLE.
+        places: tuple of int64.
+        factors: tuple of float32, as many.
     """
 
     def generate(context, builder, signature, arguments):
@@ -55,7 +65,7 @@ def add_multiples(typing, out, at, table, places, factors):
 
 @intrinsic
 def float_of(typing, bits):
-    """The float32 of 32 bits."""
+    """The float32 whose bits are those of an int32."""
 
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())
@@ -65,7 +75,7 @@ def float_of(typing, bits):
 
 @intrinsic
 def bits_of(typing, number):
-    """The 32 bits of a float32."""
+    """The bits of a float32 as an int32."""
 
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.IntType(32))
@@ -77,7 +87,7 @@ def bits_of(typing, number):
 def borrowed(typing, arrays):
     """The arrays of a tuple without counts of references, which cost an atomic instruction wherever an array is passed on.
 
-    They are good as long as the tuple is ``kept``.
+    They may be used as long as the tuple lives, until ``kept`` of that tuple.
     """
 
     def generate(context, builder, signature, arguments):
@@ -93,5 +103,5 @@ def borrowed(typing, arrays):
 
 @intrinsic
 def kept(typing, arrays):
-    """Does nothing, and thereby keeps what is ``borrowed`` from ``arrays`` alive until here."""
+    """Does nothing, and thereby keeps the tuple of arrays that was passed to ``borrowed`` alive until here."""
     return numba.void(arrays), lambda context, builder, signature, arguments: context.get_dummy_value()
