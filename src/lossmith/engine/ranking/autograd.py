@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lossmith.engine.ranking import multipole as pairs
+from lossmith.engine.ranking.kernels.record import EXPONENTIAL, LAPLACE, SURVEY_NUMBERS, UNIFORM, WINDOW_NUMBERS
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import REFERENCE, Kernel, asked, choose, give_up, record
 from lossmith.engine.runtime.threads import run_team
@@ -35,7 +36,7 @@ CHUNK = 1 << 15  # scores of a chunk, at least
 MOST_CHUNKS = 64
 MOST_UNITS = 1e15  # beyond, float64 cannot tell scores one unit of noise apart
 SPARE_PANELS = 4096  # of the lattice, beyond one for every eight scores
-KINDS: dict[type[Noise], int] = {Laplace: 0, Exponential: 1, Uniform: 2}  # as in ``pair_loops``, which is loaded late
+KINDS: dict[type[Noise], int] = {Laplace: LAPLACE, Exponential: EXPONENTIAL, Uniform: UNIFORM}
 NOTHING = np.empty(0)
 
 
@@ -148,7 +149,7 @@ def _survey(scores: Tensor, target: Tensor, scale: float, weight: Tensor | None,
     y = (target.view(torch.uint8) if byte else target.long()).contiguous().numpy()
     w = NOTHING if weight is None else weight.detach().contiguous().numpy()
     n, chunk = len(s), _chunk(len(s))
-    side, found = np.empty(n, np.uint8), np.empty((-(-n // chunk), kernels.FOUND))
+    side, found = np.empty(n, np.uint8), np.empty((-(-n // chunk), SURVEY_NUMBERS))
     _run(kernels.survey_team, n, chunk, [s, side, w, y, found], kind=byte, wide=s.dtype == np.float64)
     (low, _, well, _, _, _), (_, high, _, _, heavy, other) = found.min(0), found.max(0)
     positives = int(found[:, 3].sum())
@@ -283,7 +284,7 @@ def _by_rank(samples: Samples, noise: Noise, differentiate: bool) -> tuple[float
     arrays = [*samples[:4], order, x, side, weight]
     _run(kernels.arrange_team, n, _chunk(n), arrays, wide=scores.dtype == np.float64)
     directions = 2 if differentiate else 1
-    wins, room = np.empty(directions), np.zeros((directions, kernels.MOMENTS))
+    wins, room = np.empty(directions), np.zeros((directions, WINDOW_NUMBERS))
     slope, lost = np.empty((2, n if differentiate else 0)), np.empty((2, n if differentiate else 0))
     kind = KINDS[type(noise)]
     _run(kernels.scan_team, directions, 1, [x, side, weight, wins, room, slope, lost], kind=kind)
