@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from lossmith.catalogue import CANDIDATES
+from lossmith.compare import page as pages
 from lossmith.compare import report
 from lossmith.compare.plan import Plan
 from lossmith.compare.run import run
@@ -61,7 +62,7 @@ def outcome(tmp_path_factory):
     summaries = summarize(rows)
     path = folder / "report.html"
     path.write_text("an older report")
-    report.write(plan, rows, summaries, f"lossmith compare '{EVIL}.csv'", path)
+    pages.write(plan, rows, summaries, f"lossmith compare '{EVIL}.csv'", path)
     return plan, rows, summaries, path
 
 
@@ -194,16 +195,16 @@ def test_images_have_a_text_and_the_language_is_named(text):
 
 def test_the_same_rows_give_the_same_page(outcome, text, tmp_path):
     plan, rows, summaries, _ = outcome
-    report.write(plan, rows, summaries, f"lossmith compare '{EVIL}.csv'", tmp_path / "report.html")
+    pages.write(plan, rows, summaries, f"lossmith compare '{EVIL}.csv'", tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == text
 
 
 def test_the_baseline_alone_and_a_broken_training_are_reported(outcome, tmp_path):
     plan, rows, summaries, _ = outcome
     path = tmp_path / "report.html"
-    report.write(dataclasses.replace(plan, losses=()), rows[:1], summaries[:1], "", path)
+    pages.write(dataclasses.replace(plan, losses=()), rows[:1], summaries[:1], "", path)
     assert "Paired differences" not in path.read_text(encoding="utf-8")
     broken = [summaries[0], dataclasses.replace(summaries[1], diverged=2)]
-    report.write(plan, rows, broken, "", path)
+    pages.write(plan, rows, broken, "", path)
     page = Page(path.read_text(encoding="utf-8"))
     assert f"{broken[1].loss}: the loss was not finite at the end of 2" in page.text

@@ -213,9 +213,9 @@ def test_a_row_does_not_depend_on_the_rows_before_it(tmp_path):
 def encodings(monkeypatch, tmp_path, plan):
     """What each training of the first split was given: rows used, and the matrix."""
     used, matrices = [], []
-    encode, fit = running._encode, running.fit
+    encode, fit = running.encode, running.fit
     with monkeypatch.context() as patched:
-        patched.setattr(running, "_encode", lambda p, rows, held: used.append((rows, held)) or encode(p, rows, held))
+        patched.setattr(running, "encode", lambda p, rows, held: used.append((rows, held)) or encode(p, rows, held))
         patched.setattr(
             running, "fit", lambda m, loss, x, *rest, **more: matrices.append(x.clone()) or fit(m, loss, x, *rest, **more)
         )

@@ -52,7 +52,7 @@ def compare(
     Columns may be numbers, text, categories or dates, with missing values. Finished rows are kept in DIR/rows.jsonl: an
     interrupted comparison goes on where it was when the same command is given again.
     """
-    from lossmith.compare import report, statistics
+    from lossmith.compare import page, report, statistics
     from lossmith.compare.plan import Plan
     from lossmith.compare.run import run
     from lossmith.compare.store import open_store
@@ -72,7 +72,7 @@ def compare(
             with progress(f"{plan.data.name}: {plan.metric}", len(list(plan.cells()))) as show:
                 rows = run(plan, store, show)
             summaries = statistics.summarize(rows)
-            report.write(plan, rows, summaries, command, path)
+            page.write(plan, rows, summaries, command, path)
         except KeyboardInterrupt:
             text = f"stopped; finished rows are kept in {store.path}, and the same command goes on from there"
             raise click.Abort(text) from None

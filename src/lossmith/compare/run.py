@@ -13,35 +13,23 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.impute import SimpleImputer
 from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from skrub import StringEncoder, TableVectorizer
 from torch import Tensor, nn
 
 from lossmith import __version__
 from lossmith.catalogue import CANDIDATES, Settings
+from lossmith.compare.encode import Part, encode
 from lossmith.compare.metrics import evaluate
-from lossmith.compare.plan import Cell, Indices, Plan
+from lossmith.compare.plan import Cell, Plan
 from lossmith.compare.store import Row, Store
 from lossmith.training import TrainingConfig, fit
 
 HIDDEN = 64
-
-
-class Part(NamedTuple):
-    """Encoded rows to fit on and rows to score on, with their class codes."""
-
-    fit_x: Tensor
-    fit_y: Tensor
-    score_x: Tensor
-    score_y: npt.NDArray[np.int64]
 
 
 # One epoch: mean loss (None where it is not finite), metric on the rows to fit on and on those to score on.
@@ -165,7 +153,7 @@ def _predict(model: nn.Module, x: Tensor) -> npt.NDArray[np.int64]:
 def _prepare(plan: Plan, repeat: int, fold: int) -> tuple[Part, Part | None]:
     """The split itself, and inside its training rows the one to tune on; the encoder is fitted to each one's own rows."""
     train, test = plan.split(repeat, fold)
-    whole = _encode(plan, train, test)
+    whole = encode(plan, train, test)
     if plan.trials == 1:
         return whole, None
     parts = min(4, int(np.bincount(plan.data.target[train]).max()))
@@ -174,23 +162,7 @@ def _prepare(plan: Plan, repeat: int, fold: int) -> tuple[Part, Part | None]:
         # A class of fewer than four rows stays as even as it can.
         warnings.filterwarnings("ignore", message="The least populated class in y")
         fitted, held = next(quarters.split(train, plan.data.target[train]))
-    return whole, _encode(plan, train[fitted], train[held])
-
-
-def _encode(plan: Plan, fit_rows: Indices, score_rows: Indices) -> Part:
-    encoder = make_pipeline(
-        # A column that is empty in one part only stays, as zeros.
-        TableVectorizer(high_cardinality=StringEncoder(random_state=plan.derive("text")), drop_null_fraction=None),
-        SimpleImputer(add_indicator=True, keep_empty_features=True),
-        StandardScaler(),
-    )
-    features, target = plan.data.features, plan.data.target
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about columns that are empty or constant in one part of a small table
-        fit_x = encoder.fit_transform(features.iloc[fit_rows])
-        score_x = encoder.transform(features.iloc[score_rows])
-    as_tensor = [torch.from_numpy(np.asarray(x, dtype=np.float32)) for x in (fit_x, score_x)]
-    return Part(as_tensor[0], torch.from_numpy(target[fit_rows]), as_tensor[1], target[score_rows])
+    return whole, encode(plan, train[fitted], train[held])
 
 
 @lru_cache(maxsize=1)

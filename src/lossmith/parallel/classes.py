@@ -188,8 +188,8 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, target: Tensor, scale: Tensor, problem: Problem) -> Tensor:
         shard = _Shard.of(scores, target, scale, problem)
-        noise, left = problem.noise, shard.some
-        log_p = torch.zeros_like(shard.own).masked_fill_(shard.lost, -math.inf)
+        noise, left = problem.noise, shard.open_rows
+        log_p = torch.zeros_like(shard.own).masked_fill_(shard.lost_rows, -math.inf)
         kept: list[Tensor] = []
 
         def total(x: Tensor) -> Tensor:
@@ -235,7 +235,7 @@ class _Value(torch.autograd.Function):
             if ctx.needs_input_grad[2]:
                 sums[1] = shard.in_scale(grad, everywhere)
             if problem.margin is not None:
-                grad *= shard.beyond_margin(everywhere)
+                grad *= shard.margin_share(everywhere)
                 sums[0] = grad.sum(-1, dtype=torch.float64)
         else:
             grad = torch.zeros_like(scores, memory_format=torch.contiguous_format)
@@ -249,12 +249,12 @@ class _Value(torch.autograd.Function):
             if ctx.needs_input_grad[2]:
                 sums[1, left] = shard.in_scale(part, left)
             if problem.margin is not None:
-                part *= shard.beyond_margin(left)
+                part *= shard.margin_share(left)
             sums[0, left] = part.sum(-1)
             grad[left] = part.to(grad.dtype)
         _reduce(sums, problem.group)
-        mine = shard.mine
-        grad[mine, shard.place[mine]] = -sums[0, mine].to(grad.dtype)
+        rows = shard.target_rows
+        grad[rows, shard.place[rows]] = -sums[0, rows].to(grad.dtype)
         in_scale = sums[1].to(scale.dtype)
         return grad, None, in_scale if scale.shape == in_scale.shape else in_scale.sum(-1, keepdim=True), None
 
@@ -272,23 +272,23 @@ class _Shard(NamedTuple):
     @classmethod
     def of(cls, scores: Tensor, target: Tensor, scale: Tensor, problem: Problem) -> _Shard:
         """With the strongest rival and the target's score exchanged, and the values of the scores checked, on every rank."""
-        alone = cls(scores, target, scale, scores.new_empty(0), scores.new_empty(0), problem)
-        index = alone.place.unsqueeze(-1)
-        own = torch.where(alone.mine, scores.gather(-1, index).squeeze(-1), -math.inf)
+        shard = cls(scores, target, scale, scores.new_empty(0), scores.new_empty(0), problem)
+        index = shard.place.unsqueeze(-1)
+        own = torch.where(shard.target_rows, scores.gather(-1, index).squeeze(-1), -math.inf)
         if problem.fast:
-            top, state = sharded_rows.survey(scores.contiguous(), alone.code)
+            top, state = sharded_rows.survey(scores.contiguous(), shard.code)
             worst = torch.maximum(own, torch.where(state == 2, math.nan, torch.where(state == 1, math.inf, top)))
         else:
-            elsewhere = torch.where(alone.mine.unsqueeze(-1), -math.inf, scores.gather(-1, index))
+            elsewhere = torch.where(shard.target_rows.unsqueeze(-1), -math.inf, scores.gather(-1, index))
             top = scores.scatter(-1, index, elsewhere).amax(-1)
             worst = torch.maximum(top, own)  # NaN wins here
         state = torch.where(worst.isnan(), 2, worst.isposinf())
-        found = torch.where(alone.asked & (state == 0), torch.stack([top, own]).double(), 0.0)  # a maximum with NaN is no one's
-        found = _reduce(torch.cat([found, (state * alone.asked).unsqueeze(0)]), problem.group, "MAX")
+        found = torch.where(shard.asked & (state == 0), torch.stack([top, own]).double(), 0.0)  # a maximum with NaN is no one's
+        found = _reduce(torch.cat([found, (state * shard.asked).unsqueeze(0)]), problem.group, "MAX")
         top, own, state = found.unbind()
         highest = torch.where(state == 2, math.nan, torch.where(state == 1, math.inf, torch.maximum(top, own)))
         check_score_values(highest.cpu().view(problem.shape).unsqueeze(-1))
-        shard = alone._replace(top=top, own=own)
+        shard = shard._replace(top=top, own=own)
         return shard if problem.margin is None else shard._replace(top=torch.maximum(top, shard.floor))
 
     @property
@@ -301,7 +301,7 @@ class _Shard(NamedTuple):
         )
 
     @property
-    def mine(self) -> Tensor:
+    def target_rows(self) -> Tensor:
         """(B,) rows whose target is one of this rank's classes."""
         local = self.target - self.problem.offset
         return self.asked & (local >= 0) & (local < self.scores.shape[1])
@@ -316,19 +316,19 @@ class _Shard(NamedTuple):
         return self.scale.double().expand(len(self.target))
 
     @property
-    def lost(self) -> Tensor:
+    def lost_rows(self) -> Tensor:
         """(B,) rows whose target is removed, or behind by more than any number."""
         return self.asked & (((self.own - self.top) / self.sigma).isneginf() | self.own.isneginf())
 
     @property
-    def some(self) -> Tensor:
+    def open_rows(self) -> Tensor:
         """(B,) rows with something to compute: no sure ones for want of rivals."""
-        return self.asked & ~self.lost & ~self.top.isneginf()
+        return self.asked & ~self.lost_rows & ~self.top.isneginf()
 
     @property
     def code(self) -> Tensor:
         """(B,) the target's place as ``sharded_rows`` wants it."""
-        return torch.where(self.mine, self.place, torch.where(self.asked, sharded_rows.ELSEWHERE, sharded_rows.SKIPPED))
+        return torch.where(self.target_rows, self.place, torch.where(self.asked, sharded_rows.ELSEWHERE, sharded_rows.SKIPPED))
 
     @property
     def floor(self) -> Tensor:
@@ -350,7 +350,7 @@ class _Shard(NamedTuple):
         classes = torch.arange(self.problem.offset, self.problem.offset + self.scores.shape[1], device=z.device)
         return z.masked_fill_(classes == self.target[rows].unsqueeze(-1), -math.inf)
 
-    def beyond_margin(self, rows: Tensor) -> Tensor:
+    def margin_share(self, rows: Tensor) -> Tensor:
         """Which share of a rival's gradient is its own: none of what the margin lifts, half at the very margin, as in torch."""
         floor, z = self.floor[rows].to(self.scores.dtype).unsqueeze(-1), self.scores[rows]
         return torch.where(z == floor, 0.5, (z > floor).to(z.dtype))
