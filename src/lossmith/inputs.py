@@ -55,8 +55,8 @@ def check_scores(scores: Tensor, least: int = 2) -> None:
         raise ValueError(f"scores: expected shape (…, C) with C ≥ {least} classes, got {tuple(scores.shape)}")
 
 
-def check_score_values(scores: Tensor) -> None:
-    """Refuse NaN, +inf and rows of nothing but −inf."""
+def check_score_values(scores: Tensor, column: str = "class") -> None:
+    """Refuse NaN, +inf and rows (…, C) of nothing but −inf; ``column`` says what a row has scores of, classes or labels."""
     if not has_values(scores):
         return
     highest = scores.detach().amax(-1)  # NaN wins here
@@ -65,6 +65,8 @@ def check_score_values(scores: Tensor) -> None:
     row = tuple(bad.nonzero()[0].tolist())
     where = f"row {row[0] if len(row) == 1 else row}" if row else "the scores"
     value = float(highest[row])
+    if value == -math.inf and column == "label":
+        raise ValueError(f"scores: expected finite numbers, got −inf for every label of {where}; drop that sample")
     if value == -math.inf:
         raise ValueError(f"scores: expected a class that is not removed, got −inf for every class of {where}")
     fix = (
@@ -283,8 +285,13 @@ def rows_that_count(scores: Tensor, keep: Tensor) -> Tensor:
     return scores if all_count(keep) else scores.masked_fill(~keep.unsqueeze(-1), 0.0)
 
 
-def samples_of(scores: Tensor, target: Tensor, ignore_index: int, least: int = 2) -> Samples:
+TWO_CLASSES = "pass torch.stack([torch.zeros_like(scores), scores], 1)"  # to a loss of classes that has one score a sample
+
+
+def samples_of(scores: Tensor, target: Tensor, ignore_index: int, least: int = 2, of_one_score: str = TWO_CLASSES) -> Samples:
     """The samples of scores (C,), (N, C) or (N, C, d1, …) and of class indices without C or class probabilities with it.
+
+    ``of_one_score`` is the remedy that the error names where the target has the shape of scores (N,).
 
     Raises:
         TypeError: scores are not floating point; target is bool or complex.
@@ -299,9 +306,14 @@ def samples_of(scores: Tensor, target: Tensor, ignore_index: int, least: int = 2
     index_shape = scores.shape[:class_dim] + scores.shape[class_dim + 1 :]
     fractional = target.is_floating_point()
     if target.shape != (scores.shape if fractional else index_shape):
+        remedy = ""
+        if target.shape == scores.shape:
+            remedy = (
+                f"; for one score a sample {of_one_score}" if scores.dim() == 1 else "; of one-hot targets pass target.float()"
+            )
         raise ValueError(
             f"target: expected class indices of shape {tuple(index_shape)} or floating-point class probabilities of shape "
-            f"{tuple(scores.shape)}, got {target.dtype} of shape {tuple(target.shape)}"
+            f"{tuple(scores.shape)}, got {target.dtype} of shape {tuple(target.shape)}{remedy}"
         )
     if target.dtype == torch.bool or target.is_complex():
         raise TypeError(f"target: expected integer class indices, got {target.dtype}")
@@ -347,7 +359,7 @@ def labels_of(scores: Tensor, target: Tensor, ignore_index: int | None = None) -
         valid = (share >= 0) & (share <= 1) if target.is_floating_point() else (share == 0) | (share == 1)
         if not valid.all():
             raise ValueError(f"target: expected 0 or 1 for each label, got {share[~valid][0].item():g}")
-        check_score_values(last)
+        check_score_values(last, "label")
     return Labels(last, share, keep)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from lossmith.functional.argmax import standardize_samples
 from lossmith.inputs import (
     Samples,
     at,
+    check_choice,
     check_margin,
     checked_rank,
     checked_scale,
@@ -28,6 +29,10 @@ from lossmith.parallel import classes as distributed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+Nonfinite = Literal["raise", "propagate"]
+NONFINITE = ("raise", "propagate")
 
 
 class AccuracyLoss(MetricLoss):
@@ -60,6 +65,9 @@ class AccuracyLoss(MetricLoss):
         margin: caps the lead z_y − z_j that still earns credit; the loss then keeps a positive floor.
         standardize: first give the batch's scores mean 0 and variance 1 (``functional.standardize_scores``); with a
             ``process_group`` the batch is that of all ranks.
+        nonfinite: "raise" refuses scores that are NaN, +inf or −inf for all classes, where they are looked at (on the CPU);
+            "propagate" gives a loss and a gradient of nan for them, as cross-entropy does, so that a step of
+            ``torch.amp.GradScaler`` is skipped where float16 overflows.
         class_group: a ``torch.distributed.ProcessGroup`` whose ranks hold the classes, as a tensor-parallel last layer leaves
             them (see ``functional.argmax_log_prob``). Each rank passes its own scores (N, C_r, d1, …) and the same class
             indices, and calls backward; ``weight`` has an entry for every class of all ranks. Not with ``standardize``,
@@ -96,6 +104,7 @@ class AccuracyLoss(MetricLoss):
 
     DIALS = ("noise", "scale", "q", "over", "margin")
     OPTIONAL = ("standardize",)
+    nonfinite: Nonfinite = "raise"  # also of losses that were pickled before there was a choice
 
     def __init__(
         self,
@@ -110,6 +119,7 @@ class AccuracyLoss(MetricLoss):
         label_smoothing: float = 0.0,
         *,
         standardize: bool = False,
+        nonfinite: Nonfinite = "raise",
         class_group: ProcessGroup | None = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
@@ -120,13 +130,20 @@ class AccuracyLoss(MetricLoss):
         self.over = over
         self.label_smoothing = label_smoothing
         check_margin(margin)
+        check_choice("nonfinite", nonfinite, NONFINITE)
+        self.nonfinite = nonfinite
         self.margin = margin
         self.standardize = standardize
         self.class_group = class_group
         if class_group is not None:
             distributed.check_group(class_group, self.noise)
-            others = {"standardize": standardize, "label_smoothing": label_smoothing, "process_group": process_group}
-            for name, value in others.items():
+            refused = {
+                "standardize": standardize,
+                "label_smoothing": label_smoothing,
+                "process_group": process_group,
+                "nonfinite": nonfinite if nonfinite != "raise" else None,
+            }
+            for name, value in refused.items():
                 if value:
                     raise ValueError(f"{name}: not with class_group, got {value}; leave it out, or gather the scores")
 
@@ -138,15 +155,20 @@ class AccuracyLoss(MetricLoss):
         samples = samples_of(scores, target, self.ignore_index)
         if self.class_group is not None:
             _refuse_shares(samples)
+        if self.nonfinite == "propagate":
+            samples, poison = _without_nonfinite(self._standardized(samples))
+        else:
+            samples, poison = self._standardized(samples), None
         if samples.fractional or self.label_smoothing:
-            samples = self._standardized(samples.settled())
+            samples = samples.settled()
             mass = samples.share(self.label_smoothing) * self.class_weight(samples.scores)
             total_weight = samples.keep.sum() if samples.fractional else self.sample_weight(samples).sum()
-            return mean_of_shares(self, self.over, self._log_probs(samples.scores), mass, total_weight)
-        samples = self._standardized(samples)
+            log_p = self._log_probs(samples.scores)
+            log_p = log_p if poison is None else log_p + poison.unsqueeze(-1)
+            return mean_of_shares(self, self.over, log_p, mass, total_weight)
         z, scale = samples.scores, checked_scale(self.scale, samples.scores)
         log_p = checked_log_prob(z, samples.target, self.noise, scale, self.margin, self.ignore_index)
-        return self._mean(log_p, samples)
+        return self._mean(log_p if poison is None else log_p + poison, samples)
 
     def _mean(self, log_p: Tensor, samples: Samples) -> Tensor:
         """The loss of log p (…), 0 where a sample does not count."""
@@ -181,6 +203,19 @@ class AccuracyLoss(MetricLoss):
         # The cap is measured from the target, so with a margin each class has scores of its own.
         z, index, scale = of_each_class(scores, self.scale)
         return functional.argmax_log_prob(z, index, noise=self.noise, scale=scale, margin=self.margin)
+
+
+def _without_nonfinite(samples: Samples) -> tuple[Samples, Tensor]:
+    """Samples with zeros for the rows that have no finite highest score, and (…) what to add to log p: nan there, 0 elsewhere.
+
+    Its gradient is nan in those rows too, as that of cross-entropy is: ``torch.amp.GradScaler`` looks at gradients alone.
+    """
+    z = samples.scores
+    strange = samples.keep & ~z.detach().amax(-1).isfinite()
+    z = z.masked_fill(strange.unsqueeze(-1), 0.0)
+    factor = torch.where(strange, torch.nan, 0.0).to(z).unsqueeze(-1)
+    poison = (torch.where(strange.unsqueeze(-1), samples.scores, 0.0) * factor).sum(-1)
+    return samples._replace(scores=z), poison
 
 
 def _refuse_shares(samples: Samples) -> None:

@@ -242,7 +242,7 @@ class ConfusionLoss(MetricLoss):
         return self._of_labels(*((scores.reshape(-1, 1), target.reshape(-1, 1)) if single else (scores, target)))
 
     def _of_classes(self, scores: Tensor, target: Tensor) -> _Rows:
-        samples = samples_of(scores, target, self.ignore_index).settled()
+        samples = samples_of(scores, target, self.ignore_index, of_one_score="use average='binary'").settled()
         z, classes = samples.scores, samples.scores.shape[-1]
         if self.average == "binary" and classes != 2:
             raise ValueError(f"average: 'binary' expects one score a sample or two classes, got {classes} classes; use 'macro'")
@@ -463,6 +463,10 @@ class OwnMetricLoss(ConfusionLoss):
     def of_counts(self, counts: Counts) -> Tensor:
         """The user's metric."""
         m = self._of_counts(*counts)
+        if not isinstance(m, Tensor):
+            raise TypeError(
+                f"metric: expected a function that gives a torch.Tensor, got {type(m).__name__}; leave .item() and float() out"
+            )
         if has_values(m) and not bool(((m >= 0) & (m <= 1 + SLACK)).all()):
             raise ValueError(f"metric: expected values from 0 to 1, got {float(m.detach().flatten()[0]):g}; rescale it")
         return m

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from lossmith import functional
-from lossmith.engine.runtime import custom_op as opaque
+from lossmith.functional.columns import log_auc_of_columns, log_odds, log_precision_of_columns
 from lossmith.inputs import (
     check_choice,
     check_number,
@@ -25,6 +24,7 @@ from lossmith.inputs import (
 )
 from lossmith.losses.base import MetricLoss
 from lossmith.losses.memory import ScoreMemory
+from lossmith.maths.qlog import neg_log_q
 from lossmith.noise import Noise
 from lossmith.parallel import samples as groups
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 Task = Literal["binary", "multiclass", "multilabel"]
 Average = Literal["macro", "weighted", "micro", "none"]
 TASKS, AVERAGES = ("binary", "multiclass", "multilabel"), ("macro", "weighted", "micro", "none")
-TINY = 1e-8  # an AUC, or what it lacks, below which, the error being 1e-14, the hardest pairs are taken in log space
-HARDEST = 256  # of either side
 
 
 class RankingLoss(MetricLoss):
@@ -110,12 +108,12 @@ class RankingLoss(MetricLoss):
         # A gradient of 0 in all where there is nothing to rank: DDP waits for those of the scale too.
         nothing = (0.0 * (torch.where(keep & z.isfinite(), z, 0.0).sum() + scale)).to(scores.dtype)
         if self.average == "none":
-            return functional.neg_log_q(log_m, self.q).to(scores.dtype) + nothing
+            return neg_log_q(log_m, self.q).to(scores.dtype) + nothing
         some = count > 0
         share = torch.where(some, count, 1).double() if self.average == "weighted" else torch.ones_like(log_m)
         terms = torch.where(some, log_m + (share / divisor((some * share).sum())).log(), -math.inf)
         mean = torch.where(some.any(), torch.where(some.any(), terms, 0.0).logsumexp(0), 0.0)
-        return functional.neg_log_q(mean, self.q).to(scores.dtype) + nothing
+        return neg_log_q(mean, self.q).to(scores.dtype) + nothing
 
     def _columns(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (n, K) that rank, which are positives, and which count."""
@@ -127,9 +125,9 @@ class RankingLoss(MetricLoss):
                 )
             samples = samples.settled()
             classes = samples.scores.shape[-1]
-            log_odds = _log_odds(samples.scores.reshape(-1, classes))
+            z = log_odds(samples.scores.reshape(-1, classes))
             positive = one_hot(samples.target.reshape(-1), classes)
-            return log_odds, positive, samples.keep.reshape(-1, 1).expand(-1, classes)
+            return z, positive, samples.keep.reshape(-1, 1).expand(-1, classes)
         check_tensors(scores=scores, target=target)
         if self.task == "binary":
             if target.shape != scores.shape:
@@ -211,7 +209,7 @@ class AUCLoss(RankingLoss):
     @property
     def of_columns(self) -> Callable[..., Tensor]:
         """log AUC."""
-        return _log_auc
+        return log_auc_of_columns
 
     @property
     def number(self) -> float:  # type: ignore[override]
@@ -239,78 +237,4 @@ class AveragePrecisionLoss(RankingLoss):
     @property
     def of_columns(self) -> Callable[..., Tensor]:
         """log AP."""
-        return _log_precision
-
-
-def _log_odds(scores: Tensor) -> Tensor:
-    """z_k − log Σ_{j≠k} e^{z_j} of scores z (n, C), (n, C) float64; O(n · C) time and memory.
-
-    For all but the leader, whose share is at most ½, the sum of the others is the whole sum less the class's own share; the
-    leader's is summed without it, for there that difference would have no digits.
-    """
-    z = scores.double()
-    leader = one_hot(z.argmax(-1), z.shape[-1])
-    total = z.logsumexp(-1, keepdim=True)
-    of_rivals = z.masked_fill(leader, -math.inf).logsumexp(-1, keepdim=True)
-    share = torch.where(leader, 0.0, (z - total).exp()).clamp_max(0.5)  # beyond ½ by rounding only
-    return z - torch.where(leader, of_rivals, total + torch.log1p(-share))
-
-
-def _each_column(one: Callable[[Tensor, Tensor, Noise, Tensor, float], Tensor]) -> Callable[..., Tensor]:
-    """``one`` of every column's samples that count, where both kinds are among them; 0 elsewhere."""
-
-    def of_columns(x: Sequence[Tensor], noise: Noise, number: float) -> Tensor:
-        z, positive, keep, scale = x
-        logs = []
-        for k in range(z.shape[1]):
-            s, p = z[keep[:, k], k], positive[keep[:, k], k]
-            both = bool(p.any()) and not bool(p.all())
-            logs.append(one(s, p, noise, scale, number) if both else z.new_zeros(()))
-        return torch.stack(logs)
-
-    return of_columns
-
-
-def _auc_of_one(scores: Tensor, positive: Tensor, noise: Noise, scale: Tensor, max_fpr: float) -> Tensor:
-    """log AUC, with its digits at both ends."""
-    weight = None if max_fpr == 1 else _hardest(scores.detach(), positive, max_fpr)
-    options: dict[str, Any] = {"noise": noise, "scale": scale, "weight": weight}
-    auc = functional.expected_auc(scores, positive, **options)
-    if auc < 0.5:
-        return auc.log() if auc > TINY else _in_log_space(scores, positive, weight, noise, scale)
-    error = functional.expected_auc(scores, ~positive, **options)
-    return torch.log1p(-(error if error > TINY else _in_log_space(scores, ~positive, weight, noise, scale).exp()))
-
-
-def _hardest(scores: Tensor, positive: Tensor, max_fpr: float) -> Tensor:
-    """Weights: 1, and 0 for the negatives beyond a share ``max_fpr`` of them, counted from the highest."""
-    order = scores.masked_fill(positive, -math.inf).argsort(descending=True, stable=True)
-    rank = torch.empty_like(scores).index_put((order,), torch.arange(len(scores), device=scores.device).to(scores))
-    return torch.where(positive, 1.0, (max_fpr * (~positive).sum() - rank).clamp(0, 1))
-
-
-def _in_log_space(scores: Tensor, positive: Tensor, weight: Tensor | None, noise: Noise, scale: Tensor) -> Tensor:
-    """log AUC where it is next to nothing: no other pair comes near those of the best positives and the worst negatives."""
-    w = torch.ones_like(scores) if weight is None else weight
-    best, weights, totals = [], [], []
-    for side, sign in ((positive & (w > 0), 1.0), (~positive & (w > 0), -1.0)):
-        s, v = scores[side], w[side]
-        chosen = (sign * s.detach()).topk(min(HARDEST, len(s))).indices
-        best.append(s[chosen])
-        weights.append(v[chosen])
-        totals.append(v.sum())
-    pairs = torch.stack(torch.broadcast_tensors(best[0].unsqueeze(-1), best[1]), -1)
-    first = torch.zeros(pairs.shape[:-1], dtype=torch.int64, device=scores.device)
-    log_p = functional.argmax_log_prob(pairs, first, noise=noise, scale=scale)
-    log_w = (weights[0].unsqueeze(-1) * weights[1]).log() - (totals[0] * totals[1]).log()
-    return (log_p + log_w).flatten().logsumexp(0)
-
-
-def _precision_of_one(scores: Tensor, positive: Tensor, noise: Noise, scale: Tensor, _: float) -> Tensor:
-    return functional.expected_average_precision(scores, positive, noise=noise, scale=scale).log()
-
-
-_log_auc = opaque.register("log_auc", _each_column(_auc_of_one), lambda x: x[0].new_empty(x[0].shape[1]))
-_log_precision = opaque.register(
-    "log_average_precision", _each_column(_precision_of_one), lambda x: x[0].new_empty(x[0].shape[1])
-)
+        return log_precision_of_columns
