@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from lossmith import noise as noises
 from lossmith.engine.ranking import autograd as auc
 from lossmith.engine.ranking.average_precision import average_precision
 from lossmith.engine.ranking.reference import expected_wins
-from lossmith.engine.runtime import select
-from lossmith.inputs import check_tensors
+from lossmith.engine.runtime import custom_op, select
+from lossmith.inputs import check_tensors, is_wrapped, owns_memory
 from lossmith.maths.chebyshev import BATCH, Weighted, total
 from lossmith.noise import Noise
 
@@ -70,6 +71,9 @@ def expected_auc(
     check_tensors(scores=scores, target=target)
     if weight is not None:
         check_tensors(weight=weight)
+    if not _is_plain(scores, target, scale, weight):
+        sigma = scale if isinstance(scale, Tensor) else torch.tensor(float(scale), dtype=torch.float64)
+        return _auc_operator((scores, target, sigma) if weight is None else (scores, target, sigma, weight), distribution)
 
     def plain(s: Tensor, positive: Tensor, sigma: float | Tensor, w: Tensor | None) -> Tensor:
         w = torch.ones_like(s, dtype=torch.float64) if w is None else w
@@ -135,10 +139,31 @@ def expected_average_precision(
     """
     distribution = noises.get(noise)
     check_tensors(scores=scores, target=target)
+    if not _is_plain(scores, target, scale):
+        sigma = scale if isinstance(scale, Tensor) else torch.tensor(float(scale), dtype=torch.float64)
+        return _precision_operator((scores, target, sigma), distribution)
     positive = _checked_labels(scores, target)
     x = _in_units(scores, scale)
     select.record(select.choose("expected_average_precision", (select.REFERENCE,), scores, bearable=64))
     return average_precision(x, positive, distribution).to(scores.dtype)
+
+
+def _is_plain(*arguments: object) -> bool:
+    """Whether all tensors have values to look at: none traced by the compiler, wrapped, or under torch.func."""
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    return not torch.compiler.is_compiling() and all(owns_memory(x) and not is_wrapped(x) for x in tensors)
+
+
+def _auc_of(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
+    return expected_auc(x[0], x[1], noise=noise, scale=x[2], weight=x[3] if len(x) > 3 else None)
+
+
+def _precision_of(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
+    return expected_average_precision(x[0], x[1], noise=noise, scale=x[2])
+
+
+_auc_operator = custom_op.register("expected_auc", _auc_of, lambda x: x[0].new_empty(()))
+_precision_operator = custom_op.register("expected_average_precision", _precision_of, lambda x: x[0].new_empty(()))
 
 
 def _checked_labels(scores: Tensor, target: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from lossmith import noise as noises
 from lossmith.engine.argmax.kernels.tables import Tables, tables
 from lossmith.engine.runtime.select import REFERENCE, Kernel, asked
 from lossmith.engine.runtime.select import choose as choose_kernel
+from lossmith.engine.runtime.threads import apart
 from lossmith.noise import Noise
 
 OPERATION = "argmax_log_prob"
@@ -63,4 +64,4 @@ def _has_triton() -> bool:
 @lru_cache(maxsize=64)
 def tables_of(key: str) -> Tables | None:
     """The tables of the noise with that ``noises.key``."""
-    return tables(noises.by_key(key))
+    return apart(lambda: tables(noises.by_key(key)))  # where no transform of torch.func wraps what it makes

@@ -1,0 +1,55 @@
+"""torch.func and torch.compile of the functions, without a loss around them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lossmith.functional import (
+    argmax_log_prob,
+    argmax_log_probs,
+    expected_auc,
+    expected_average_precision,
+    neg_log_q,
+    standardize_scores,
+    topk_log_prob,
+)
+
+GENERATOR = torch.Generator().manual_seed(0)
+SCORES = torch.randn(6, 4, generator=GENERATOR)
+TARGET = torch.tensor([0, 3, 1, 2, 2, 0])
+SIDE = TARGET.repeat_interleave(4) > 1
+WEIGHT = torch.rand(24, generator=GENERATOR)
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "argmax_log_prob": lambda z: argmax_log_prob(z, TARGET).sum(),
+    "argmax_log_probs": lambda z: argmax_log_probs(z)[:, 0].sum(),
+    "topk_log_prob": lambda z: topk_log_prob(z, TARGET, 2).sum(),
+    "expected_auc": lambda z: expected_auc(z.flatten(), SIDE, weight=WEIGHT),
+    "expected_auc, laplace": lambda z: expected_auc(z.flatten(), SIDE, noise="laplace", scale=0.5),
+    "expected_average_precision": lambda z: expected_average_precision(z.flatten(), SIDE),
+    "neg_log_q": lambda z: neg_log_q(-z.abs(), 0.5).sum(),
+    "standardize_scores": lambda z: standardize_scores(z).square()[0].sum(),
+}
+EACH = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+
+
+def in_eager_mode(function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    scores = SCORES.clone().requires_grad_()
+    value = function(scores)
+    return value.detach(), torch.autograd.grad(value, scores)[0]
+
+
+@EACH
+def test_func_grad(function: Callable[[Tensor], Tensor]) -> None:
+    grad, value = torch.func.grad_and_value(function)(SCORES)
+    torch.testing.assert_close((value, grad), in_eager_mode(function), rtol=1e-5, atol=1e-6)
+
+
+@EACH
+def test_compile(function: Callable[[Tensor], Tensor]) -> None:
+    scores = SCORES.clone().requires_grad_()
+    value = torch.compile(function, fullgraph=True, backend="aot_eager")(scores)
+    value.backward()
+    assert scores.grad is not None
+    torch.testing.assert_close((value.detach(), scores.grad), in_eager_mode(function), rtol=1e-5, atol=1e-6)
