@@ -31,6 +31,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "neg_log_q": lambda z: neg_log_q(-z.abs(), 0.5).sum(),
     "standardize_scores": lambda z: standardize_scores(z).square()[0].sum(),
 }
+# torch's own forward mode warns of torch's own torch.jit.script when it is loaded.
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 EACH = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 
 
@@ -53,3 +55,33 @@ def test_compile(function: Callable[[Tensor], Tensor]) -> None:
     value.backward()
     assert scores.grad is not None
     torch.testing.assert_close((value.detach(), scores.grad), in_eager_mode(function), rtol=1e-5, atol=1e-6)
+
+
+@FORWARD_MODE
+@pytest.mark.parametrize("noise", ["uniform", "laplace", "exponential"])
+def test_auc_with_kinks_is_differentiated_any_number_of_times(noise: str) -> None:
+    """By torch's own operations: against double backward, and in forward mode against the gradient."""
+    scores, side = SCORES.flatten()[:8].double(), SIDE[:8] | (torch.arange(8) == 0)
+
+    def auc(z: Tensor) -> Tensor:
+        return expected_auc(z, side, noise=noise)
+
+    expected = torch.autograd.functional.hessian(auc, scores)
+    for hessian in (torch.func.hessian(auc), torch.func.jacrev(torch.func.grad(auc))):
+        torch.testing.assert_close(hessian(scores), expected, rtol=1e-10, atol=1e-13)
+    direction = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    tangent = torch.func.jvp(auc, (scores,), (direction,))[1]
+    torch.testing.assert_close(tangent, torch.func.grad(auc)(scores) @ direction, rtol=1e-10, atol=1e-13)
+
+
+@FORWARD_MODE
+@pytest.mark.parametrize("noise", ["uniform", "laplace", "exponential"])
+def test_average_precision_with_kinks_in_forward_mode(noise: str) -> None:
+    scores, side = SCORES.flatten()[:8].double(), SIDE[:8] | (torch.arange(8) == 0)
+
+    def precision(z: Tensor) -> Tensor:
+        return expected_average_precision(z, side, noise=noise)
+
+    direction = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    tangent = torch.func.jvp(precision, (scores,), (direction,))[1]
+    torch.testing.assert_close(tangent, torch.func.grad(precision)(scores) @ direction, rtol=1e-9, atol=1e-12)

@@ -13,7 +13,7 @@ from lossmith.engine.ranking import autograd as auc
 from lossmith.engine.ranking.average_precision import average_precision
 from lossmith.engine.ranking.reference import expected_wins
 from lossmith.engine.runtime import custom_op, select
-from lossmith.inputs import check_tensors, is_wrapped, owns_memory
+from lossmith.inputs import check_tensors
 from lossmith.maths.chebyshev import BATCH, Weighted, total
 from lossmith.noise import Noise
 
@@ -71,18 +71,23 @@ def expected_auc(
     check_tensors(scores=scores, target=target)
     if weight is not None:
         check_tensors(weight=weight)
-    if not _is_plain(scores, target, scale, weight):
-        sigma = scale if isinstance(scale, Tensor) else torch.tensor(float(scale), dtype=torch.float64)
-        return _auc_operator((scores, target, sigma) if weight is None else (scores, target, sigma, weight), distribution)
+    weights = () if weight is None else (weight,)
+    return _auc((scores, target, _as_tensor(scale), *weights), distribution)
 
-    def plain(s: Tensor, positive: Tensor, sigma: float | Tensor, w: Tensor | None) -> Tensor:
+
+def _auc_of(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
+    """``expected_auc`` of scores, target and scale, and of weights if there are any."""
+    scores, target, scale = x[:3]
+    weight = x[3] if len(x) > 3 else None
+
+    def plain(s: Tensor, positive: Tensor, sigma: Tensor, w: Tensor | None) -> Tensor:
         w = torch.ones_like(s, dtype=torch.float64) if w is None else w
         x = _in_units(s, sigma)
         winners, losers = Weighted(x[positive], w[positive]), Weighted(x[~positive], w[~positive])
         most = total(winners.weight) * total(losers.weight)
-        return expected_wins(winners, losers, distribution) / most
+        return expected_wins(winners, losers, noise) / most
 
-    found = auc.by_kernel(scores, target, distribution, scale, weight, plain)
+    found = auc.by_kernel(scores, target, noise, scale, weight, plain)
     if isinstance(found, Tensor):
         return found.to(scores.dtype)
     positive = _checked_labels(scores, target)
@@ -139,31 +144,32 @@ def expected_average_precision(
     """
     distribution = noises.get(noise)
     check_tensors(scores=scores, target=target)
-    if not _is_plain(scores, target, scale):
-        sigma = scale if isinstance(scale, Tensor) else torch.tensor(float(scale), dtype=torch.float64)
-        return _precision_operator((scores, target, sigma), distribution)
+    return _average_precision((scores, target, _as_tensor(scale)), distribution)
+
+
+def _average_precision_of(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
+    """``expected_average_precision`` of scores, target and scale."""
+    scores, target, scale = x
     positive = _checked_labels(scores, target)
-    x = _in_units(scores, scale)
+    units = _in_units(scores, scale)
     select.record(select.choose("expected_average_precision", (select.REFERENCE,), scores, bearable=64))
-    return average_precision(x, positive, distribution).to(scores.dtype)
+    return average_precision(units, positive, noise).to(scores.dtype)
 
 
-def _is_plain(*arguments: object) -> bool:
-    """Whether all tensors have values to look at: none traced by the compiler, wrapped, or under torch.func."""
-    tensors = [x for x in arguments if isinstance(x, Tensor)]
-    return not torch.compiler.is_compiling() and all(owns_memory(x) and not is_wrapped(x) for x in tensors)
+def _as_tensor(scale: float | Tensor) -> Tensor:
+    return scale if isinstance(scale, Tensor) else torch.tensor(float(scale), dtype=torch.float64)
 
 
-def _auc_of(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
-    return expected_auc(x[0], x[1], noise=noise, scale=x[2], weight=x[3] if len(x) > 3 else None)
-
-
-def _precision_of(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
-    return expected_average_precision(x[0], x[1], noise=noise, scale=x[2])
-
-
-_auc_operator = custom_op.register("expected_auc", _auc_of, lambda x: x[0].new_empty(()))
-_precision_operator = custom_op.register("expected_average_precision", _precision_of, lambda x: x[0].new_empty(()))
+# Sums for noise with kinks are torch's own operations, but that average precision has a backward pass of its own.
+_auc = custom_op.register(
+    "expected_auc", _auc_of, lambda x: x[0].new_empty(()), transforms=lambda noise: ("Grad", "Jvp") if noise.kinks else ()
+)
+_average_precision = custom_op.register(
+    "expected_average_precision",
+    _average_precision_of,
+    lambda x: x[0].new_empty(()),
+    transforms=lambda noise: ("Jvp",) if noise.kinks else (),
+)
 
 
 def _checked_labels(scores: Tensor, target: Tensor) -> Tensor:
@@ -209,9 +215,8 @@ def _checked_weight(weight: Tensor, positive: Tensor) -> Tensor:
     return weight.double()
 
 
-def _in_units(scores: Tensor, scale: float | Tensor) -> Tensor:
+def _in_units(scores: Tensor, sigma: Tensor) -> Tensor:
     """(scores − origin) / scale in float64, the origin being the score nearest to 0: a common offset costs no digits."""
-    sigma = scale if isinstance(scale, Tensor) else torch.tensor(float(scale), dtype=torch.float64)
     if sigma.numel() != 1:
         raise ValueError(f"scale: expected one number, got a tensor of shape {tuple(sigma.shape)}; one scale serves all scores")
     size = float(sigma.detach())

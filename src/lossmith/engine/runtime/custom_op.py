@@ -6,11 +6,12 @@ gradient is that of a second evaluation. Second derivatives are for eager mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from lossmith import noise as noises
 from lossmith.engine.runtime import dtensor
@@ -30,7 +31,11 @@ _entries: dict[str, _Entry] = {}
 
 
 def register(
-    name: str, function: Function, like: Callable[[Sequence[Tensor]], Tensor], by_rows: bool = False
+    name: str,
+    function: Function,
+    like: Callable[[Sequence[Tensor]], Tensor],
+    by_rows: bool = False,
+    transforms: Callable[[Noise], Collection[str]] = lambda noise: (),
 ) -> Callable[..., Tensor]:
     """What to call in place of ``function``.
 
@@ -39,6 +44,8 @@ def register(
         function: of tensors, a noise and a number; differentiable in the floating-point ones.
         like: an empty tensor of the result's shape, dtype and device, from the tensors alone.
         by_rows: whether rows of the tensors and the result belong together, and to no other rows.
+        transforms: those of torch.func that go through the function itself with that noise, "Grad" and "Jvp" among them, since
+            it is made of torch's own operations. An operator has first derivatives only.
 
     Returns:
         A function of (tensors, noise, number): ``function`` itself in eager mode, elsewhere an operator.
@@ -50,11 +57,23 @@ def register(
             if dtensor.is_sharded(tensors):
                 return dtensor.on_each_rank(lambda *local: call(local, noise, number), tensors, by_rows)
             return operator(name, list(tensors), noises.key(noise), number)
-        if any(is_wrapped(x) for x in tensors):
+        if any(is_wrapped(x) for x in tensors) and not transforms_of(tensors) <= set(transforms(noise)):
             return _Value.apply(name, noises.key(noise), number, *tensors)  # type: ignore[no-untyped-call]
         return function(tensors, noise, number)
 
     return call
+
+
+def transforms_of(tensors: Sequence[Tensor]) -> set[str]:
+    """Names of the transforms of torch.func that work on one of the tensors: "Grad", "Jvp", "Vmap", "Functionalize"."""
+    functorch = torch._C._functorch  # no public name tells
+    name_of = {interpreter.level(): interpreter.key().name for interpreter in retrieve_all_functorch_interpreters()}
+    names = set()
+    for x in tensors:
+        while is_wrapped(x):
+            names.add(name_of[functorch.maybe_get_level(x)])
+            x = functorch.get_unwrapped(x)
+    return names
 
 
 def _evaluate(name: str, tensors: Sequence[Tensor], noise: str, number: float) -> Tensor:
