@@ -107,10 +107,11 @@ def log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignore
         return operator(scores, target, scale, noises.key(noise), ignored)[0]
     # torch.func cannot look into the reference, but into a function of torch.autograd it does not look.
     transformed = any(is_wrapped(x) for x in (scores, target, scale))
-    if choose(scores, noise) != "reference" or transformed:
+    kernel = choose(scores, noise)
+    if kernel != "reference" or transformed:
         # The function that torch.func can transform takes twice as long to call.
-        function = _Value if transformed else _PlainValue
-        log_p: Tensor = function.apply(scores, target, scale, noises.key(noise), ignored)[0]  # type: ignore[no-untyped-call]
+        function, chosen = (_Value, ()) if transformed else (_PlainValue, (kernel,))
+        log_p: Tensor = function.apply(scores, target, scale, noises.key(noise), ignored, *chosen)[0]  # type: ignore[no-untyped-call]
         return log_p
     record("reference")
     return _by_reference(scores, target, scale, noise, ignored)
@@ -152,7 +153,7 @@ def _value(
     """As ``value``, and whether rows were left to the reference."""
     log_p, _, where = outputs = _outputs(scores, noise)
     bad, hard = False, True
-    if kernel not in ("reference", ""):
+    if kernel != "reference":
         record(kernel)
         try:
             run = _cuda(scores.device).forward if kernel == "cuda" else _run_forward
@@ -163,7 +164,7 @@ def _value(
         if bad:
             check_target_values(target, scores.shape[-1], ignored)
             check_score_values(scores[target != ignored])
-    if kernel in ("reference", ""):
+    if kernel == "reference":
         record("reference")
         log_p.zero_()
         where[:, STATUS] = torch.where(target == ignored, SURE, HARD)
@@ -284,15 +285,26 @@ def gradient(
     where: Tensor,
     hard: bool = True,
 ) -> Tensor:
-    """Σ upstream · log p differentiated in the scores, (rows, C); not ``hard``: no row was left to the reference."""
+    """Σ upstream · log p differentiated in the scores, (rows, C); not ``hard``: no row was left to the reference.
+
+    Raises:
+        TypeError, ValueError: as ``value``.
+    """
     _check_memory(scores, target, scale)
     if upstream.dtype != scores.dtype or weights.dtype != torch.float32 or where.dtype != torch.int32:
         raise TypeError(
             f"upstream, weights, where: expected what the value's operator gave, got {upstream.dtype}, "
             f"{weights.dtype}, {where.dtype}"
         )
+    return _gradient(scores, target, scale, noise, upstream, weights, where, hard)
+
+
+def _gradient(
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, upstream: Tensor, weights: Tensor, where: Tensor, hard: bool
+) -> Tensor:
+    """As ``gradient``, of tensors that ``_value`` has met."""
     grad, kernel = torch.empty_like(scores, memory_format=torch.contiguous_format), fast_kernel(scores, noises.by_key(noise))
-    served = bool(kernel)
+    served = kernel != "reference"
     if served:
         try:
             run = _cuda(scores.device).backward if kernel == "cuda" else _run_backward
@@ -359,9 +371,8 @@ def _of_inputs(ctx: Any, grad: Tensor, scores: Tensor, scale: Tensor) -> tuple[T
 class _PlainValue(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        scores, target, scale, noise, ignored = inputs
-        output, ctx.hard = _value(scores, target, scale, noise, ignored, fast_kernel(scores, noises.by_key(noise)))
-        _Value.setup_context(ctx, inputs, output)
+        output, ctx.hard = _value(*inputs)
+        _Value.setup_context(ctx, inputs[:-1], output)  # the last is the kernel, which the backward pass chooses anew
         return output
 
     @staticmethod
@@ -369,8 +380,8 @@ class _PlainValue(torch.autograd.Function):
         scores, target, scale, *kept = ctx.saved_tensors
         inputs = scores, target, scale, ctx.noise, upstream, *kept, ctx.hard
         twice = torch.is_grad_enabled()  # create_graph=True
-        grad = _PlainGradient.apply(*inputs) if twice else gradient(*inputs)  # type: ignore[no-untyped-call]
-        return _of_inputs(ctx, grad, scores, scale)
+        grad = _PlainGradient.apply(*inputs) if twice else _gradient(*inputs)  # type: ignore[no-untyped-call]
+        return *_of_inputs(ctx, grad, scores, scale), None
 
 
 class _Value(torch.autograd.Function):
@@ -398,7 +409,7 @@ class _Value(torch.autograd.Function):
 class _PlainGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = gradient(*inputs)
+        output = _gradient(*inputs)
         _Gradient.setup_context(ctx, inputs, output)
         return output
 
