@@ -10,7 +10,7 @@ from torch.distributions import Distribution, constraints
 
 from lossmith import functional
 from lossmith import noise as noises
-from lossmith.inputs import check_score_values, check_scores, checked_scale
+from lossmith.inputs import check_score_values, check_scores, checked_scale, compute_type
 from lossmith.noise import Noise
 
 
@@ -49,7 +49,7 @@ class PerturbedArgmax(Distribution):
         self.noise = noises.get(noise)
         check_scores(scores)
         # In the type that is computed in: a half type would round the scale.
-        self.scale = checked_scale(scale, scores if scores.dtype == torch.float64 else scores.float())
+        self.scale = checked_scale(scale, compute_type(scores))
         check_score_values(scores)
         self.scores = scores
         super().__init__(scores.shape[:-1], validate_args=validate_args)
@@ -106,7 +106,7 @@ class PerturbedArgmax(Distribution):
         """Class indices of shape ``sample_shape + (…)``: the argmax of freshly perturbed scores."""
         shape = self._extended_shape(torch.Size(sample_shape)) + self.scores.shape[-1:]
         with torch.no_grad():
-            scores = self.scores if self.scores.dtype == torch.float64 else self.scores.float()
+            scores = compute_type(self.scores)
             noisy = scores + self.scale * self.noise.sample(shape, like=scores)
             return noisy.argmax(-1)
 

@@ -228,6 +228,11 @@ def in_full_precision(forward: Forward) -> Forward:
     return cast(Forward, wrapped)
 
 
+def compute_type(x: Tensor) -> Tensor:
+    """x in the type that it is computed in: half types in float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def one_hot(index: Tensor, classes: int) -> Tensor:
     """Class indices (…) as (…, C) of bool; unlike torch's own it looks at no value, which ``torch.func`` forbids."""
     return index.unsqueeze(-1) == torch.arange(classes, device=index.device)

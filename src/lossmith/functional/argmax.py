@@ -25,6 +25,7 @@ from lossmith.inputs import (
     check_target_type,
     checked_rank,
     checked_scale,
+    compute_type,
 )
 from lossmith.noise import Noise
 from lossmith.parallel import classes as distributed
@@ -114,7 +115,7 @@ def argmax_log_prob(
             return distributed.argmax_log_prob(lambda: (scores, target), distribution, scale, margin, ignore_index, class_group)
     check_scores(scores)
     check_target_type(target, scores)
-    z = _compute_type(scores)
+    z = compute_type(scores)
     ignored = argmax.NO_TARGET if ignore_index is None else ignore_index
     return argmax.checked_log_prob(z, target, distribution, checked_scale(scale, z), margin, ignored).to(scores.dtype)
 
@@ -141,7 +142,7 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
     """
     distribution = noises.get(noise)
     check_scores(scores)
-    scale = checked_scale(scale, _compute_type(scores))
+    scale = checked_scale(scale, compute_type(scores))
     check_score_values(scores)
     z = _centred(scores) / scale
     if distribution.has_closed_form(scores.shape[-1]):
@@ -190,7 +191,7 @@ def topk_log_prob(
     k = checked_rank(k, scores.shape[-1])
     if k == 1:
         return argmax_log_prob(scores, target, noise=distribution, scale=scale)
-    scale = checked_scale(scale, _compute_type(scores))
+    scale = checked_scale(scale, compute_type(scores))
     check_score_values(scores)
     if k == scores.shape[-1]:
         own = scores.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
@@ -224,7 +225,7 @@ def standardize_scores(scores: Tensor, keep: Tensor | None = None) -> Tensor:
     >>> standardize_scores(torch.tensor([[1.0, 3.0]]))
     tensor([[-1.,  1.]])
     """
-    z = _compute_type(scores)
+    z = compute_type(scores)
     if keep is None:
         return _standardized(z, z.mean(), z.var(correction=0)).to(scores.dtype)
     return standardize_samples(scores, keep, None)
@@ -232,7 +233,7 @@ def standardize_scores(scores: Tensor, keep: Tensor | None = None) -> Tensor:
 
 def standardize_samples(scores: Tensor, keep: Tensor, group: ProcessGroup | None) -> Tensor:
     """As ``standardize_scores``, with the mean and the variance of all ranks' rows (…) that ``keep`` names."""
-    z = _compute_type(scores)
+    z = compute_type(scores)
     count = samples.shared_total(keep.sum() * z.shape[-1], group)
     share = (keep.to(z) / count.clamp_min(1)).unsqueeze(-1)
     mean = samples.shared_total((z * share).sum(), group)
@@ -250,9 +251,5 @@ def _rows(scores: Tensor) -> Tensor:
 
 def _centred(scores: Tensor) -> Tensor:
     """Scores in the type they are computed in, below the highest: divided by a small scale, none overflows to +inf."""
-    z = _compute_type(scores)
+    z = compute_type(scores)
     return z - z.detach().amax(-1, keepdim=True)
-
-
-def _compute_type(scores: Tensor) -> Tensor:
-    return scores if scores.dtype == torch.float64 else scores.float()

@@ -17,8 +17,6 @@ from lossmith.inputs import check_tensors
 from lossmith.maths.chebyshev import BATCH, Weighted, total
 from lossmith.noise import Noise
 
-MOST_UNITS = 1e15  # beyond, float64 cannot tell scores one unit of noise apart
-
 
 def expected_auc(
     scores: Tensor,
@@ -224,9 +222,9 @@ def _in_units(scores: Tensor, sigma: Tensor) -> Tensor:
         raise ValueError(f"scale: expected a finite number > 0, got {size}; the noise has a size")
     s, sigma = scores.double(), sigma.to(scores.device, torch.float64)
     low, high = s.detach().aminmax()
-    if not float(high - low) <= MOST_UNITS * size:
+    if not float(high - low) <= auc.MOST_UNITS * size:
         raise ValueError(
-            f"scale: expected at least {float(high - low) / MOST_UNITS:.3g}, 1e-15 of the range of the scores, "
+            f"scale: expected at least {float(high - low) / auc.MOST_UNITS:.3g}, 1e-15 of the range of the scores, "
             f"got {size:.3g}; raise the scale, or take the metric without noise"
         )
     s = s - torch.zeros_like(low).clamp(low, high)

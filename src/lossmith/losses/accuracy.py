@@ -161,8 +161,7 @@ class AccuracyLoss(MetricLoss):
             samples, poison = self._standardized(samples), None
         if samples.fractional or self.label_smoothing:
             samples = samples.settled()
-            mass = samples.share(self.label_smoothing) * self.class_weight(samples.scores)
-            total_weight = samples.keep.sum() if samples.fractional else self.sample_weight(samples).sum()
+            mass, total_weight = self.class_mass(samples, self.label_smoothing)
             log_p = self._log_probs(samples.scores)
             log_p = log_p if poison is None else log_p + poison.unsqueeze(-1)
             return mean_of_shares(self, self.over, log_p, mass, total_weight)
@@ -280,8 +279,7 @@ class TopKAccuracyLoss(MetricLoss):
         samples = samples_of(scores, target, self.ignore_index).settled()
         z = samples.scores
         if samples.fractional or self.label_smoothing:
-            mass = samples.share(self.label_smoothing) * self.class_weight(z)
-            total_weight = samples.keep.sum() if samples.fractional else self.sample_weight(samples).sum()
+            mass, total_weight = self.class_mass(samples, self.label_smoothing)
             return mean_of_shares(self, self.over, self._log_prob(*of_each_class(z, self.scale)), mass, total_weight)
         log_p = self._log_prob(z, samples.target, self.scale)
         return mean_of_samples(self, self.over, log_p, self.sample_weight(samples))

@@ -65,6 +65,12 @@ class ClassificationLoss(nn.Module):
             return samples.keep.to(samples.scores)
         return samples.keep * at(self.class_weight(samples.scores), samples.target)
 
+    def class_mass(self, samples: Samples, label_smoothing: float) -> tuple[Tensor, Tensor]:
+        """Weighted share (…, C) of each class in each settled sample, and the weight of all samples that a mean divides by."""
+        mass = samples.share(label_smoothing) * self.class_weight(samples.scores)
+        # The mean over class probabilities is one over samples, whatever their classes weigh.
+        return mass, samples.keep.sum() if samples.fractional else self.sample_weight(samples).sum()
+
     def reduce(self, losses: Tensor, total_weight: Tensor) -> Tensor:
         """Weighted losses of the samples to the module's output; "mean" divides by ``total_weight``."""
         if self.reduction == "none":

@@ -26,7 +26,14 @@ from lossmith.engine.argmax.dispatch import OPERATION, choose
 from lossmith.engine.argmax.sharded import exchange as sharded_rows
 from lossmith.engine.argmax.sharded import plain as sharded
 from lossmith.engine.runtime.select import give_up, record
-from lossmith.inputs import check_score_values, check_scores, check_target_type, check_target_values, checked_scale
+from lossmith.inputs import (
+    check_score_values,
+    check_scores,
+    check_target_type,
+    check_target_values,
+    checked_scale,
+    compute_type,
+)
 from lossmith.noise import Gumbel, Noise, identity
 from lossmith.parallel import samples as groups
 
@@ -110,7 +117,7 @@ def argmax_log_prob(
         scores, target = inputs()
         check_scores(scores, least=1)
         check_target_type(target, scores)
-        z = scores if scores.dtype == torch.float64 else scores.float()
+        z = compute_type(scores)
         scale = checked_scale(scale, z)
         header["kernel"] = _has_kernels(z, noise)
         sigma = z.new_full((1,), scale) if isinstance(scale, float) else scale.reshape(-1)

@@ -23,7 +23,7 @@ from lossmith.engine.ranking.kernels.record import EXPONENTIAL, LAPLACE, SURVEY_
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import REFERENCE, Kernel, asked, choose, give_up, record
 from lossmith.engine.runtime.threads import run_team
-from lossmith.inputs import owns_memory
+from lossmith.inputs import compute_type, owns_memory
 from lossmith.maths.chebyshev import TERMS, halves
 from lossmith.noise import Exponential, Laplace, Noise, Uniform
 
@@ -64,7 +64,7 @@ def by_kernel(
     if against := CPU.refusal(OPERATION, scores, noise, target, scale, weight):
         return against
     # Outside autograd's function, as dtypes may differ: it gets float32 or float64 scores, and the others in float64.
-    s = scores if scores.dtype == torch.float64 else scores.float()
+    s = compute_type(scores)
     sigma = (scale if isinstance(scale, Tensor) else torch.tensor(float(scale), dtype=torch.float64)).reshape(()).double()
     w = None if weight is None else weight.double()
     width = 0.0 if noise.kinks else pairs.panel_width(noise)
