@@ -11,7 +11,6 @@ from torch import Tensor
 
 import lossmith
 from lossmith import AccuracyLoss
-from lossmith.engine.argmax.kernels import cpu
 from lossmith.engine.argmax.sharded import exchange as sharded_rows
 from lossmith.functional import argmax_log_prob
 from lossmith.noise import Custom, StudentT
@@ -439,8 +438,3 @@ def test_what_crosses_the_network(ranks: Ranks) -> None:
         assert len(forward) <= 1 + 3
         assert sum(forward[1:]) < 130 * 64
         assert backward == [2 * 64]
-
-
-def test_the_constants_that_are_written_twice_agree() -> None:
-    for name in ("COUNT", "CELLS", "OPEN", "FEW", "WHOLE"):
-        assert getattr(sharded_rows, name) == getattr(cpu, name)

@@ -493,13 +493,3 @@ def test_tables_exist_for_smooth_noise(noise: Noise) -> None:
 @pytest.mark.parametrize("name", ["laplace", "uniform", "studentt", "gumbel"])
 def test_and_for_no_other(name: str) -> None:
     assert tables(lossmith.noise.get(name)) is None
-
-
-def test_the_constants_that_are_written_twice_agree() -> None:
-    for name in ("STATUS", "COLUMNS", "DONE", "SURE", "HARD"):
-        assert getattr(argmax, name) == getattr(cpu, name)
-    cuda = pytest.importorskip("lossmith.engine.argmax.kernels.cuda", reason="triton is not installed", exc_type=ImportError)
-    for name in ("LEVEL", "START", "COUNT", "CELLS", "TOP", "STATUS", "COLUMNS", "DONE", "SURE", "LOST", "HARD", "MAX_CELLS"):
-        assert getattr(cuda, name) == getattr(cpu, name)
-    assert cuda.MOST == argmax.MOST
-    assert cuda.NOTHING == cpu.NOTHING

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lossmith.engine.argmax.autograd import HARD, STATUS
 from lossmith.engine.argmax.dispatch import OPERATION, choose
+from lossmith.engine.argmax.kernels.record import STATUS, UNSERVED
 from lossmith.engine.argmax.sharded import exchange as sharded_rows
 from lossmith.engine.argmax.sharded import plain as sharded
 from lossmith.engine.runtime.select import give_up, record
@@ -208,7 +208,7 @@ class _Value(torch.autograd.Function):
                 shard.lifted(), shard.code, top, shard.own, sigma, noise, problem.classes, left, total
             )
             log_p = torch.where(left, found, log_p)
-            left = kept[1][:, STATUS] == HARD
+            left = kept[1][:, STATUS] == UNSERVED
         if left.any():  # on all ranks or on none
             rivals = shard.rivals(left)
             highest = ((shard.top - shard.own) / shard.sigma)[left]

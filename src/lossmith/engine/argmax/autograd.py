@@ -6,7 +6,6 @@ operator, ``lossmith::argmax_log_prob``. Second derivatives are the reference's.
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +16,17 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.engine.argmax import reference
-from lossmith.engine.argmax.dispatch import OPERATION, choose, fast_kernel, tables_of
+from lossmith.engine.argmax.dispatch import OPERATION, choose, fast_kernel
+from lossmith.engine.argmax.kernels.record import (
+    CLASSES_PER_THREAD,
+    COLUMNS,
+    DONE,
+    STATUS,
+    SURE,
+    UNSERVED,
+    kept_thresholds,
+)
+from lossmith.engine.argmax.kernels.tables import flat_tables, forward_arrays
 from lossmith.engine.runtime import dtensor
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import give_up, record
@@ -26,11 +35,7 @@ from lossmith.inputs import all_count, check_score_values, check_target_values, 
 from lossmith.noise import Noise
 
 NO_TARGET = -(1 << 63)  # as the target to ignore: none
-STATUS, COLUMNS, DONE, SURE, HARD = 5, 6, 0, 1, 3  # as in ``cpu`` and ``cuda``, which are loaded late
-WORTH = 1 << 13  # classes of all rows together that are worth a thread
 TURNS = 4  # in which a thread takes its rows
-MOST = 96  # thresholds of a row that are kept for backward
-MOST_WIDE = 192  # of other noise than normal
 
 
 def checked_log_prob(
@@ -134,7 +139,7 @@ def _rows_of(mask: Tensor, scores: Tensor, target: Tensor, scale: Tensor) -> tup
 
 
 # Value and gradient, as functions of tensors without a graph. What the value gives beside log p, the weights of the thresholds
-# (rows, MOST) and (rows, COLUMNS) integers, is what the gradient needs.
+# (rows, most) and (rows, COLUMNS) integers, is what the gradient needs.
 
 
 def value(scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,9 +172,9 @@ def _value(
     if kernel == "reference":
         record("reference")
         log_p.zero_()
-        where[:, STATUS] = torch.where(target == ignored, SURE, HARD)
+        where[:, STATUS] = torch.where(target == ignored, SURE, UNSERVED)
     if hard:
-        left = where[:, STATUS] == HARD
+        left = where[:, STATUS] == UNSERVED
         rows = _rows_of(left, scores, target, scale)
         log_p.masked_scatter_(left, _by_reference(*rows, noises.by_key(noise), ignored))
     return outputs, hard
@@ -189,7 +194,7 @@ def _check_memory(scores: Tensor, target: Tensor, scale: Tensor) -> None:
 
 
 def _outputs(scores: Tensor, noise: str) -> tuple[Tensor, Tensor, Tensor]:
-    rows, most = scores.shape[0], MOST if noise == "normal" else MOST_WIDE
+    rows, most = scores.shape[0], kept_thresholds(noise)
     return (
         scores.new_empty(rows),
         scores.new_zeros((rows, most), dtype=torch.float32),
@@ -220,32 +225,10 @@ def _forward_slots(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
     return _kernels().slots(arrays), arrays
 
 
-@lru_cache(maxsize=256)
-def forward_arrays(noise: str, classes: int) -> list[NDArray[Any]]:
-    """log F and log f, the lowest thresholds, the depths, and numbers: high, hopeless, sure, coarsest, guess, steepness."""
-    made = tables_of(noise)
-    assert made is not None
-    law, rivals = noises.by_key(noise), classes - 1
-    levels = torch.tensor([1 - 1 / classes, math.exp(-1 / rivals)], dtype=torch.float64, device="cpu")
-    highest_of_equals, edge = law.icdf(levels)
-    steepness = rivals * (law.log_prob(edge) - law.log_cdf(edge)).exp()
-    numbers = [made.high, made.hopeless, made.sure, made.coarsest, float(highest_of_equals), float(steepness)]
-    return [*flat_tables(noise)[:2], made.lowest, made.depth, np.array(numbers)]
-
-
 @lru_cache(maxsize=64)
 def _backward_slots(noise: str) -> tuple[NDArray[np.int64], Any]:
     arrays = flat_tables(noise)[2:]
     return _kernels().slots(arrays), arrays
-
-
-@lru_cache(maxsize=64)
-def flat_tables(noise: str) -> list[NDArray[np.float32]]:
-    """The tables of all levels, one after the other."""
-    made = tables_of(noise)
-    assert made is not None
-    kinds = made.log_cdf, made.log_prob, made.slope_by_cell, made.slope
-    return [np.concatenate([table.ravel() for table in levels]) for levels in kinds]
 
 
 def _run_forward(
@@ -264,7 +247,7 @@ def _run_backward(
 
 def _run(function: Any, of_the_noise: tuple[NDArray[np.int64], Any], ignored: int, *tensors: Tensor) -> tuple[bool, bool]:
     rows, classes = tensors[0].shape
-    size = max(1, min(torch.get_num_threads(), rows, rows * (classes + 64) // WORTH))
+    size = max(1, min(torch.get_num_threads(), rows, rows * (classes + 64) // CLASSES_PER_THREAD))
     head = [0, -(-rows // (TURNS * size)), 0, 0, rows, classes, ignored]
     flat = [tensor.contiguous() for tensor in tensors]  # outputs are that already
     for tensor in flat:
@@ -314,7 +297,7 @@ def _gradient(
             served = False
     if served and not hard:
         return grad
-    left = where[:, STATUS] == HARD
+    left = where[:, STATUS] == UNSERVED
     if not served:
         grad.zero_()
         left |= where[:, STATUS] == DONE  # by a kernel that has failed since

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from lossmith import noise as noises
-from lossmith.engine.argmax.kernels.tables import Tables, tables
+from lossmith.engine.argmax.kernels.tables import tables_of
 from lossmith.engine.runtime.select import REFERENCE, Kernel, asked
 from lossmith.engine.runtime.select import choose as choose_kernel
-from lossmith.engine.runtime.threads import apart
 from lossmith.noise import Noise
 
 OPERATION = "argmax_log_prob"
@@ -59,9 +58,3 @@ def interpreted() -> bool:
 @lru_cache(maxsize=1)
 def _has_triton() -> bool:
     return find_spec("triton") is not None  # without loading it
-
-
-@lru_cache(maxsize=64)
-def tables_of(key: str) -> Tables | None:
-    """The tables of the noise with that ``noises.key``."""
-    return apart(lambda: tables(noises.by_key(key)))  # where no transform of torch.func wraps what it makes

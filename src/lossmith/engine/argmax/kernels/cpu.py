@@ -54,22 +54,34 @@ from lossmith.engine.argmax.kernels.cells import (
     sum_pieces,
     whole,
 )
+from lossmith.engine.argmax.kernels.record import (
+    CELLS,
+    COMPLEMENT,
+    COUNT,
+    DIRECT,
+    DONE,
+    LEVEL,
+    LOST,
+    MAX_CELLS,
+    NEGLIGIBLE,
+    OPEN,
+    SINGLE_CLASSES,
+    START,
+    STATUS,
+    SURE,
+    TOP,
+    UNSERVED,
+)
 from lossmith.engine.argmax.kernels.tables import CELL, FARTHEST, LEVELS, MOMENTS, PACE
 from lossmith.engine.runtime.compiled import inlined, jit, kernel
 from lossmith.engine.runtime.simd import WHOLE, bits_of, borrowed, float_of, kept
 
 BLOCK = 512  # classes that are skipped, or not, together
-FEW = 48  # classes up to which each is a cell of its own
 MANY = 1 << 9  # classes from which on fine cells pay
 FLUSH = 1 << 15  # classes after which sums over fine cells, which lose digits, go to their cells
 MOST = 512  # thresholds at a time
 BEND, NARROW = 0.65, 0.7  # most that h √|G″| and h √g / β may be
 RESOLVED = 1e-2  # difference of even and odd thresholds that is no surprise
-NOTHING = 1e-8  # of the highest term: thresholds below are left out
-MAX_CELLS = int(1.5 * FARTHEST / CELL)
-DONE, SURE, LOST, HARD = 0, 1, 2, 3  # what became of a row; HARD: it is left to the reference
-OPEN, DIRECT, COMPLEMENT = 4, 5, 6  # sums are wanted: the first, for p, for 1 − p
-LEVEL, START, COUNT, CELLS, TOP, STATUS, COLUMNS = 0, 1, 2, 3, 4, 5, 6  # of ``where``; the strongest rival as a key
 
 exact = kernel("nsz", "contract")  # (x + R) − R stays
 LOG2_E = np.float32(math.log2(math.e))
@@ -198,10 +210,10 @@ def fill(scores, base, C, y, top, inverse, cells, fine, place, within, blocks, m
     """
     many = C >= MANY
     limit = cells * FINE if many else cells
-    pitch = whole(max(cells, C) + 1) if C <= FEW else whole(cells + 1)
+    pitch = whole(max(cells, C) + 1) if C <= SINGLE_CLASSES else whole(cells + 1)
     per_cell = np.float32(inverse / CELL * (FINE if many else 1))
     n, used = 0, 0
-    if C <= FEW:
+    if C <= SINGLE_CLASSES:
         locate(scores, base, base + C, top, per_cell, cells, place, within)
         deposit_each(C, within, moments, pitch)
         if y >= 0:
@@ -278,7 +290,7 @@ def decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers,
         chosen = product
     total = even + odd
     difference = abs(even - odd) / total if total > 0 else 0.0
-    least = np.float32(NOTHING) * biggest
+    least = np.float32(NEGLIGIBLE) * biggest
     begin, end = 0, count - 1
     while begin < end and chosen[begin] < least:
         begin += 1
@@ -293,14 +305,14 @@ def decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers,
         wider = max(begin - 1, 0)
         where[b, LEVEL], where[b, START] = level + finer, (start + wider) << finer
         where[b, COUNT] = min(whole(((min(end + 1, count - 1) - wider) << finer) + 1), MOST)
-        where[b, STATUS] = HARD if level + finer >= LEVELS else COMPLEMENT if complement else DIRECT
+        where[b, STATUS] = UNSERVED if level + finer >= LEVELS else COMPLEMENT if complement else DIRECT
         return
     if complement:  # the gradient is that of e^G, which is nothing below its edge
         least *= np.float32(np.exp(-float(peak)))
         while begin < end and product[begin] < least:
             begin += 1
     where[b, START], where[b, COUNT] = start + begin, end - begin + 1
-    where[b, STATUS] = DONE if end - begin < most else HARD
+    where[b, STATUS] = DONE if end - begin < most else UNSERVED
     if end - begin >= most:
         return
     if complement:
@@ -343,7 +355,7 @@ def forward(
     scores (B · C,) float32 and the same as int32 bits; target (B,) int64, ``ignored`` where nothing is asked; scale (B,) or
     (1,) float32; tables and entries of ``Tables``; ``guess``: the quantile 1 − 1/C; ``steepness``: 1/β of C − 1 rivals. out
     (B,) float32; weights (B · most,) float32, zeros; where (B, COLUMNS) int32. Returns two flags: whether a row holds NaN,
-    +inf or nothing but −inf, or a target is none; and whether a row is HARD.
+    +inf or nothing but −inf, or a target is none; and whether a row is UNSERVED.
     """
     owned = (*room(C), *desk(), *shelf())
     fine, place, within, blocks, logs, exponent, product, terms, powers, sums, occupied, slots, moments = borrowed(owned)
@@ -371,16 +383,16 @@ def forward(
             out[b], where[b, STATUS] = 0.0, SURE
             continue
         if t < hopeless or not inverse < 1e30:
-            where[b, STATUS], hard = HARD, True
+            where[b, STATUS], hard = UNSERVED, True
             continue
         cells = open_row(t, lowest, depth, high, guess, coarsest, where, b)
         cells = int(min((float(top) - bottom_score) * inverse / CELL + 1, cells))
         n, used, pitch = fill(scores, base, C, y, top, inverse, cells, fine, place, within, blocks, moments, occupied, slots)
-        while where[b, STATUS] > HARD:
+        while where[b, STATUS] > UNSERVED:
             level, start, count = int(where[b, LEVEL]), int(where[b, START]), int(where[b, COUNT])
             sum_pieces(sums, log_cdf, level, start, count, occupied, slots, n, moments, pitch)
             decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, out, weights, most, where, b)
-        hard |= where[b, STATUS] == HARD
+        hard |= where[b, STATUS] == UNSERVED
         where[b, CELLS], where[b, TOP] = used, high_key
         clear(moments, 0, MOMENTS * pitch)
     kept(owned)
@@ -398,7 +410,7 @@ def read(
     limit, per_cell = cells * FINE if many else cells, np.float32(inverse / CELL * (FINE if many else 1))
     factor = np.float32(-float(upstream) * inverse)
     rest = 0.0
-    if C <= FEW:
+    if C <= SINGLE_CLASSES:
         locate(scores, base, base + C, top, per_cell, cells, place, within)
         if y >= 0:
             place[y] = cells

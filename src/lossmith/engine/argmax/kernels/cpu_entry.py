@@ -10,7 +10,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from lossmith.engine.argmax.kernels.cpu import COLUMNS, backward, forward
+from lossmith.engine.argmax.kernels.cpu import backward, forward
+from lossmith.engine.argmax.kernels.record import COLUMNS
 from lossmith.engine.runtime.compiled import team_function
 from lossmith.engine.runtime.launch import ARRAYS, NEXT, SLOTS, TURN, array, take
 from lossmith.engine.runtime.launch import slots as slots

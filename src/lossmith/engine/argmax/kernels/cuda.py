@@ -15,8 +15,8 @@ where the range is wide or the classes few; rows whose even and odd thresholds d
 step. Backward reads once and writes once. Classes so far below that F is 1 at all thresholds are passed over, and so are blocks
 of nothing else. Rows of ignored targets are not read.
 
-**Waits.** Rows that the tables cannot serve (HARD: a target some 60 scales behind and more) go to the reference, and whether
-there are any has to be known on the host: forward waits for the device once. Under torch.compile it waits once more, in
+**Waits.** Rows that the tables cannot serve (UNSERVED: a target some 60 scales behind and more) go to the reference. The host
+has to know whether there are such rows: forward waits for the device once. Under torch.compile it waits once more, in
 backward. A CUDA graph cannot be captured: that would leave such rows wrong.
 
 **Bad values.** A row that holds NaN, +inf or nothing but −inf, or whose target is no class, gives NaN and a gradient of NaN.
@@ -39,25 +39,39 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.engine.argmax import reference
-from lossmith.engine.argmax.dispatch import tables_of
-from lossmith.engine.argmax.kernels.tables import ABOVE, CELL, FARTHEST, LEVELS, MOMENTS, PACE, Table
+from lossmith.engine.argmax.kernels.record import (
+    BAD,
+    CELLS,
+    COLUMNS,
+    COUNT,
+    DONE,
+    KEPT_NORMAL,
+    LEVEL,
+    LOST,
+    MAX_CELLS,
+    NEGLIGIBLE,
+    START,
+    STATUS,
+    SURE,
+    TOP,
+    UNSERVED,
+)
+from lossmith.engine.argmax.kernels.tables import ABOVE, CELL, FARTHEST, LEVELS, MOMENTS, PACE, Table, tables_of
 
 WIDE = 512  # classes that are passed over, or not, together
 TILE = 16  # classes of a tile; at 16 elements of one a thread, registers do not spill
-MOST = 96  # thresholds kept for backward up to which fewer are computed at a time
 RESOLVED = 5e-4  # difference of even and odd thresholds, whose square is below float32's rounding
-NOTHING, MAX_CELLS = 1e-8, int(1.5 * FARTHEST / CELL)  # as in ``cpu``
-DONE, SURE, LOST, HARD, BAD = 0, 1, 2, 3, 4  # what became of a row, as in ``cpu``; BAD: a value that cannot be
-LEVEL, START, COUNT, CELLS, TOP, STATUS, COLUMNS = 0, 1, 2, 3, 4, 5, 6  # of ``where``, as in ``cpu``
 
 # What stands in kernels has to be known when they are compiled. Triton 3.7's interpreter wants constants right of tensors.
 _CELL, _FARTHEST, _PACE, _FINEST = (tl.constexpr(x) for x in (CELL, FARTHEST, PACE, LEVELS - 1))
 _WIDTH = tl.constexpr(round((FARTHEST + ABOVE) / CELL))  # entries of a table whose step is a cell
 _ORIGIN, _MAX_CELLS = tl.constexpr(int(FARTHEST)), tl.constexpr(MAX_CELLS)
 _SIZE = tl.constexpr(MOMENTS * round((FARTHEST + ABOVE) / CELL))
-_RESOLVED, _NOTHING = tl.constexpr(RESOLVED), tl.constexpr(NOTHING)
-_DONE, _SURE, _LOST, _HARD, _BAD = (tl.constexpr(x) for x in (DONE, SURE, LOST, HARD, BAD))
-_COLUMNS, _STATUS = tl.constexpr(COLUMNS), tl.constexpr(STATUS)
+_RESOLVED, _NEGLIGIBLE = tl.constexpr(RESOLVED), tl.constexpr(NEGLIGIBLE)
+_DONE, _SURE, _LOST, _UNSERVED, _BAD = (tl.constexpr(x) for x in (DONE, SURE, LOST, UNSERVED, BAD))
+_LEVEL, _START, _COUNT, _CELLS, _TOP, _STATUS, _COLUMNS = (
+    tl.constexpr(x) for x in (LEVEL, START, COUNT, CELLS, TOP, STATUS, COLUMNS)
+)
 
 
 class _OnDevice(NamedTuple):
@@ -89,7 +103,7 @@ def forward(
         where: (rows, COLUMNS) int32.
 
     Returns:
-        Whether a row is BAD, and whether one is HARD. Waits for the device.
+        Whether a row is BAD, and whether one is UNSERVED. Waits for the device.
 
     Cost: some 100 evaluations of a quintic a class that counts.
     """
@@ -122,7 +136,7 @@ def forward(
             **_options(classes, weights.shape[1]),
         )
     status = where[:, STATUS]
-    bad, hard = torch.stack([(status == BAD).any(), (status == HARD).any()]).tolist()
+    bad, hard = torch.stack([(status == BAD).any(), (status == UNSERVED).any()]).tolist()
     return bad, hard
 
 
@@ -164,7 +178,7 @@ def check(device: torch.device) -> None:
         RuntimeError: they differ.
     """
     scores, target = torch.linspace(-3, 3, 24).cos().mul(4).view(4, 6), torch.tensor([0, 2, 5, 3])
-    log_p, weights, where = torch.empty(4), torch.zeros(4, MOST), torch.zeros(4, COLUMNS, dtype=torch.int32)
+    log_p, weights, where = torch.empty(4), torch.zeros(4, KEPT_NORMAL), torch.zeros(4, COLUMNS, dtype=torch.int32)
     outputs = [x.to(device) for x in (log_p, weights, where)]
     forward(scores.to(device), target.to(device), torch.ones(1, device=device), "normal", -1, *outputs)
     exact = reference.log_prob(scores.double(), target, noises.by_key("normal"))
@@ -184,7 +198,7 @@ def _on(tensor: Tensor) -> Any:
 
 def _options(classes: int, most: int) -> dict[str, int | bool]:
     """What a kernel is compiled for."""
-    size, thresholds = max(2, triton.next_power_of_2(classes)), 128 if most <= MOST else 256
+    size, thresholds = max(2, triton.next_power_of_2(classes)), 128 if most <= KEPT_NORMAL else 256
     return {
         "Q": thresholds,
         "WIDE": min(WIDE, size),
@@ -317,7 +331,7 @@ def _forward(
     bad = (tl.max(wrong, 0) > 0) | (own != own) | (own == float("inf")) | (lost & (top == float("-inf")))
 
     t = (tl.where(lost | bad, 0.0, own).to(tl.float64) - top.to(tl.float64)) * inverse
-    status = tl.where((t < hopeless) | (inverse >= 1e30), _HARD, _DONE)
+    status = tl.where((t < hopeless) | (inverse >= 1e30), _UNSERVED, _DONE)
     status = tl.where(t >= sure, _SURE, status)
     status = tl.where(lost, _LOST, status)
     status = tl.where(bad, _BAD, status)
@@ -344,7 +358,7 @@ def _forward(
     complement = going & (t > 0)
     undecided = complement
     if going & (count > Q):
-        status, going = tl.full([], _HARD, tl.int32), going & False
+        status, going = tl.full([], _UNSERVED, tl.int32), going & False
     while going:
         h = 0.5 / (1 << level).to(tl.float64)
         used = q < count
@@ -362,7 +376,7 @@ def _forward(
         even = tl.sum(tl.where(q % 2 == 0, terms, 0.0), 0)
         odd = tl.sum(tl.where(q % 2 == 1, terms, 0.0), 0)
         whole = even + odd
-        counts = terms >= tl.max(terms, 0) * _NOTHING
+        counts = terms >= tl.max(terms, 0) * _NEGLIGIBLE
         begin, end = tl.min(tl.where(counts, q, Q), 0), tl.max(tl.where(counts, q, 0), 0)
         difference = tl.abs(even - odd)
         going = difference > whole * _RESOLVED
@@ -373,9 +387,9 @@ def _forward(
             count = ((end - begin) << finer) + 1
             level += finer
             if (finer == 0) | (count > Q):
-                status, going = tl.full([], _HARD, tl.int32), going & False
+                status, going = tl.full([], _UNSERVED, tl.int32), going & False
         elif end - begin >= most:
-            status = tl.full([], _HARD, tl.int32)
+            status = tl.full([], _UNSERVED, tl.int32)
         else:
             whole = h * whole
             if complement:
@@ -384,11 +398,11 @@ def _forward(
                 log_p, share = tl.log(whole) + peak, h / whole
             tl.store(out + row, log_p.to(tl.float32))
             tl.store(weights + row * most + q - begin, (product * share).to(tl.float32), mask=(q >= begin) & (q <= end))
-            tl.store(where + row * _COLUMNS, level)
-            tl.store(where + row * _COLUMNS + 1, start + begin)
-            tl.store(where + row * _COLUMNS + 2, end - begin + 1)
-            tl.store(where + row * _COLUMNS + 3, cells)
-            tl.store(tops + row * _COLUMNS + 4, top)
+            tl.store(where + row * _COLUMNS + _LEVEL, level)
+            tl.store(where + row * _COLUMNS + _START, start + begin)
+            tl.store(where + row * _COLUMNS + _COUNT, end - begin + 1)
+            tl.store(where + row * _COLUMNS + _CELLS, cells)
+            tl.store(tops + row * _COLUMNS + _TOP, top)
     tl.store(where + row * _COLUMNS + _STATUS, status)
 
 
@@ -404,9 +418,9 @@ def _backward(
     status = tl.load(where + row * _COLUMNS + _STATUS)
     done = (status == _DONE) & (above != 0)
     easy = tl.where((status == _BAD) & (above != 0), float("nan"), 0.0)
-    level, start = tl.load(where + row * _COLUMNS), tl.load(where + row * _COLUMNS + 1)
-    count, cells = tl.where(done, tl.load(where + row * _COLUMNS + 2), 0), tl.load(where + row * _COLUMNS + 3)
-    top = tl.load(tops + row * _COLUMNS + 4)
+    level, start = tl.load(where + row * _COLUMNS + _LEVEL), tl.load(where + row * _COLUMNS + _START)
+    count, cells = tl.where(done, tl.load(where + row * _COLUMNS + _COUNT), 0), tl.load(where + row * _COLUMNS + _CELLS)
+    top = tl.load(tops + row * _COLUMNS + _TOP)
     per_cell = (inverse / _CELL).to(tl.float32)
     factor = (-above.to(tl.float64) * inverse).to(tl.float32)
     q = tl.arange(0, Q)

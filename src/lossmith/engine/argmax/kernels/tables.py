@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lossmith import noise as noises
+from lossmith.engine.runtime.threads import apart
 from lossmith.noise import Noise
 
 CELL = 1 / 8
@@ -64,7 +67,7 @@ def step(level: int) -> float:
 def tables(noise: Noise) -> Tables | None:
     """The tables of a noise, or None if quintic pieces do not follow it: kinks, algebraic tails, narrow peaks.
 
-    ``dispatch.tables_of`` keeps them.
+    ``tables_of`` keeps them.
     """
     low, high = (float(x) for x in noise.icdf(torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)))
     if noise.kinks or not max(-low, high) <= REACH or (coarsest := _coarsest(noise)) is None:
@@ -146,3 +149,34 @@ def _fit(function: Callable[[Tensor], Tensor], at: Tensor) -> Table | None:
         return None
     table: Table = coefficients.movedim(-1, -2).contiguous().numpy().astype(np.float32)
     return table
+
+
+# The tables as the CPU kernels take them
+
+
+@lru_cache(maxsize=64)
+def tables_of(key: str) -> Tables | None:
+    """The tables of the noise with that ``noises.key``, made once; None where ``tables`` gives None."""
+    return apart(lambda: tables(noises.by_key(key)))  # where no transform of torch.func wraps what it makes
+
+
+@lru_cache(maxsize=64)
+def flat_tables(noise: str) -> list[NDArray[np.float32]]:
+    """The tables of all levels, one after the other."""
+    made = tables_of(noise)
+    assert made is not None
+    kinds = made.log_cdf, made.log_prob, made.slope_by_cell, made.slope
+    return [np.concatenate([table.ravel() for table in levels]) for levels in kinds]
+
+
+@lru_cache(maxsize=256)
+def forward_arrays(noise: str, classes: int) -> list[NDArray[Any]]:
+    """log F and log f, the lowest thresholds, the depths, and numbers: high, hopeless, sure, coarsest, guess, steepness."""
+    made = tables_of(noise)
+    assert made is not None
+    law, rivals = noises.by_key(noise), classes - 1
+    levels = torch.tensor([1 - 1 / classes, math.exp(-1 / rivals)], dtype=torch.float64, device="cpu")
+    highest_of_equals, edge = law.icdf(levels)
+    steepness = rivals * (law.log_prob(edge) - law.log_cdf(edge)).exp()
+    numbers = [made.high, made.hopeless, made.sure, made.coarsest, float(highest_of_equals), float(steepness)]
+    return [*flat_tables(noise)[:2], made.lowest, made.depth, np.array(numbers)]

@@ -9,26 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from lossmith.engine.argmax.kernels.cells import INFINITY, MINUS_INFINITY, clear, number, sum_pieces
-from lossmith.engine.argmax.kernels.cpu import (
-    CELLS,
-    COUNT,
-    DONE,
-    HARD,
-    LEVEL,
-    MAX_CELLS,
-    START,
-    STATUS,
-    WHOLE,
-    decide,
-    desk,
-    fill,
-    open_row,
-    read,
-    room,
-    strongest,
-)
+from lossmith.engine.argmax.kernels.cpu import decide, desk, fill, open_row, read, room, strongest
+from lossmith.engine.argmax.kernels.record import CELLS, COUNT, DONE, LEVEL, MAX_CELLS, START, STATUS, UNSERVED
 from lossmith.engine.argmax.kernels.tables import MOMENTS
 from lossmith.engine.runtime.compiled import jit
+from lossmith.engine.runtime.simd import WHOLE
 
 # Scores and gradients are (B · C,), flat; ``place`` (B,) int64 is the target's among this rank's classes, −1 if it is none of
 # them, −2 for a row to skip; ``where`` as for ``cpu``, but its CELLS are all that count until ``collect`` knows the rank's own.
@@ -55,9 +40,9 @@ def survey(bits, place, C, top, state, first_row, last_row):
 def plan(lead, inverse, lowest, depth, high, hopeless, coarsest, guess, where):
     """The first thresholds of each pending row, from the target's lead over its strongest rival, in scales."""
     for b in range(len(lead)):
-        if where[b, STATUS] > HARD:
+        if where[b, STATUS] > UNSERVED:
             if lead[b] < hopeless or not inverse[b] < 1e30:
-                where[b, STATUS] = HARD
+                where[b, STATUS] = UNSERVED
             else:
                 where[b, CELLS] = open_row(lead[b], lowest, depth, high, guess, coarsest, where, b)
 

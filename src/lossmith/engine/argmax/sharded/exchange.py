@@ -10,13 +10,23 @@ import torch
 from torch import Tensor
 
 from lossmith import noise as noises
-from lossmith.engine.argmax.autograd import COLUMNS, HARD, MOST, MOST_WIDE, STATUS, SURE, WORTH, flat_tables, forward_arrays
-from lossmith.engine.argmax.kernels.tables import MOMENTS
+from lossmith.engine.argmax.kernels.record import (
+    CELLS,
+    CLASSES_PER_THREAD,
+    COLUMNS,
+    COUNT,
+    OPEN,
+    SINGLE_CLASSES,
+    STATUS,
+    SURE,
+    UNSERVED,
+    kept_thresholds,
+)
+from lossmith.engine.argmax.kernels.tables import MOMENTS, flat_tables, forward_arrays
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.threads import in_parts
-from lossmith.noise import Noise, Normal
+from lossmith.noise import Noise
 
-COUNT, CELLS, OPEN, FEW, WHOLE = 2, 3, 4, 48, 32  # as in ``cpu`` and ``vectors``, which are loaded late
 ELSEWHERE, SKIPPED = -1, -2  # the place of a target that is none of this rank's classes; of a row that is not looked at
 BUDGET = 1 << 24  # numbers that stand for so many rows at a time
 Total = Callable[[Tensor], Tensor]
@@ -84,13 +94,13 @@ def log_prob(
 
     Returns:
         log p (rows,) float32, 0 where nothing was asked; and what ``gradient`` needs, weights (rows, most) and where (rows,
-        COLUMNS), in which a status HARD says that the row is left to others.
+        COLUMNS), in which a status UNSERVED says that the row is left to others.
     """
     module = module or kernels()
     log_cdf, log_density, lowest, depth, numbers = forward_arrays(noises.key(noise), classes)
     high, hopeless, sure, coarsest, guess, steepness = numbers.tolist()
     B, C = scores.shape
-    most = MOST if type(noise) is Normal else MOST_WIDE
+    most = kept_thresholds(noises.key(noise))
     log_p, weights, where = torch.zeros(B), torch.zeros(B, most), torch.zeros(B, COLUMNS, dtype=torch.int32)
     lead = (own.double() - top.double()) / sigma
     where[:, STATUS] = torch.where(some & (lead < sure), OPEN, SURE)
@@ -98,14 +108,16 @@ def log_prob(
         scores.flatten(), scores.view(torch.int32).flatten(), place, lead, top, 1 / sigma, where, log_p, weights.flatten()
     )
     module.plan(t, per_unit, lowest, depth, high, hopeless, int(coarsest), guess, state)
-    pending = (where[:, STATUS] > HARD).nonzero().squeeze(-1)
-    width = WHOLE * (1 + max(FEW, int(where[:, CELLS].max()) if B else 0) // WHOLE)  # on all ranks the same
+    pending = (where[:, STATUS] > UNSERVED).nonzero().squeeze(-1)
+    width = module.WHOLE * (
+        1 + max(SINGLE_CLASSES, int(where[:, CELLS].max()) if B else 0) // module.WHOLE
+    )  # on all ranks the same
     for some_rows in pending.split(BUDGET // ((MOMENTS + 2) * width)):
         rows, size = some_rows.numpy(), len(some_rows)
         whole = torch.zeros(size, MOMENTS * width), *torch.empty(3, size, width, dtype=torch.int32)
         cells = _arrays(*whole)
         _over(module.collect, size, C, z, bits, y, C, highest, per_unit, rows, state, *cells)
-        while len(waiting := (where[some_rows, STATUS] > HARD).nonzero().squeeze(-1)):
+        while len(waiting := (where[some_rows, STATUS] > UNSERVED).nonzero().squeeze(-1)):
             counts = where[some_rows[waiting], COUNT].long()
             sums = torch.empty(int(counts.sum()))
             those, totals, at = _arrays(waiting, sums, counts.cumsum(0) - counts)
@@ -146,5 +158,5 @@ def _arrays(*tensors: Tensor) -> list[Any]:
 
 def _over(function: Any, rows: int, work: int, *args: Any) -> None:
     """Rows of the function in as many threads as torch has and the work, in classes a row, is worth."""
-    size = max(1, min(torch.get_num_threads(), rows, rows * work // WORTH))
+    size = max(1, min(torch.get_num_threads(), rows, rows * work // CLASSES_PER_THREAD))
     in_parts(lambda first, last: function(*args, first, last), rows, size)
