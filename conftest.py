@@ -1,5 +1,10 @@
-"""What pytest must not load where it cannot: the kernels for the GPU need Triton, which comes for few systems."""
+"""What pytest has to know before it collects: which files need what is not installed, and where asserts are explained."""
 
 from importlib.util import find_spec
 
+import pytest
+
+pytest.register_assert_rewrite("support")
+
+# The kernels for the GPU need Triton, which comes for few systems.
 collect_ignore = [] if find_spec("triton") else ["src/lossmith/engine/argmax/kernels/cuda.py"]

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import integrate, stats
 
-import oracles
-from cases import tensor
 from lossmith import AccuracyLoss
 from lossmith import noise as noises
 from lossmith.noise import Custom, Exponential, Gumbel, Noise, Normal, StudentT
+from support import oracles
+from support.cases import tensor
 
 BY_NAME = {name: StudentT(float(name[9:])) if ":" in name else noises.get(name) for name in oracles.SCIPY}
 EACH = pytest.mark.parametrize("name", BY_NAME)

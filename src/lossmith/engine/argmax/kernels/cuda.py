@@ -21,9 +21,9 @@ backward. A CUDA graph cannot be captured: that would leave such rows wrong.
 
 **Bad values.** A row that holds NaN, +inf or nothing but −inf, or whose target is no class, gives NaN and a gradient of NaN.
 
-**Measured.** Under Triton's interpreter, on the CPU, against the reference in float64 (``tests/test_cuda.py``). Compiled for
-compute capability 9.0 they spill no registers; they have not run on a GPU yet, and nothing is known of their speed. So the
-first call on a device compares a few rows with the reference (``check``).
+**Measured.** Under Triton's interpreter, on the CPU, against the reference in float64 (``test_cuda.py``). Compiled for compute
+capability 9.0 they spill no registers; they have not run on a GPU yet, and nothing is known of their speed. So the first call
+on a device compares a few rows with the reference (``check``).
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-import oracles
-from cases import BY_NAME, EACH, random_scores, tensor
 from lossmith.engine.argmax.topk import log_tails
 from lossmith.noise import Noise
+from support import oracles
+from support.cases import BY_NAME, EACH, random_scores, tensor
 
 # From thresholds that all rivals exceed to those that none does; for normals as far as either tail is a float.
 THRESHOLDS = {"normal": [-6.0, -1.0, 0.3, 2.0, 9.0, 20.0], "uniform": [-1.4, 0.05, 0.3, 0.9, 1.3]}

@@ -1,7 +1,7 @@
 """The kernels for the GPU against the reference in float64: on a GPU where there is one, else under Triton's interpreter.
 
 Triton has to know before it is loaded whether it interprets. So the tests here run in a process of their own, started by
-``test_under_the_interpreter``; by hand, ``TRITON_INTERPRET=1 pytest tests/test_cuda.py``.
+``test_under_the_interpreter``; by hand, ``TRITON_INTERPRET=1 pytest tests/engine/argmax/test_cuda.py``.
 """
 
 import math

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import oracles
-from cases import BY_NAME, EACH, copy_of, random_scores, tensor
 from lossmith import PerturbedArgmax
 from lossmith.functional import argmax_log_prob, argmax_log_probs, topk_log_prob
 from lossmith.noise import Noise
+from support import oracles
+from support.cases import BY_NAME, EACH, copy_of, random_scores, tensor
 
 INF = math.inf
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # the promised error of log p

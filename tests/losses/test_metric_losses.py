@@ -11,9 +11,9 @@ from sklearn import metrics
 from torch import Tensor
 
 import lossmith
-import metric_oracles as oracles
 from lossmith import functional
-from metric_oracles import IGNORED
+from support import metric_oracles as oracles
+from support.metric_oracles import IGNORED
 
 PRECISION = {torch.float64: 1e-9, torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 FLOATS = pytest.mark.parametrize("dtype", PRECISION, ids=lambda d: str(d).removeprefix("torch."))

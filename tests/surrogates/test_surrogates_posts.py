@@ -19,8 +19,8 @@ from scipy import optimize
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-import oracles
 from lossmith.surrogates import EMOLoss, Entmax15Loss, GammaCrossEntropyLoss, SmoothTopKLoss, SparsemaxLoss
+from support import oracles
 
 ROUNDING = 1e-13
 Array = np.ndarray[Any, Any]

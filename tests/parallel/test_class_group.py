@@ -14,7 +14,7 @@ from lossmith import AccuracyLoss
 from lossmith.engine.argmax.sharded import exchange as sharded_rows
 from lossmith.functional import argmax_log_prob
 from lossmith.noise import Custom, StudentT
-from processes import Ranks
+from support.ranks import Ranks
 
 WORLD, PAIR, ALONE = (0, 1, 2, 3), (1, 2), (0,)  # the ranks of the groups
 INF, NAN = float("inf"), float("nan")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import oracles
-from cases import EACH, gradient, tensor
 from lossmith.functional import argmax_log_prob, argmax_log_probs, standardize_scores, topk_log_prob
 from lossmith.noise import Noise
+from support import oracles
+from support.cases import EACH, gradient, tensor
 
 EXACT = 1e-12  # float64: rounding
 BY_INTEGRATION = 1e-9  # float64: the promised error of log p

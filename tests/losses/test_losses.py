@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-import oracles
 from lossmith import AccuracyLoss, TopKAccuracyLoss, functional
+from support import oracles
 
 ROUNDING = 1e-13  # float64, a few sums of rounded terms; cross-entropy itself is good to some 1e-15 of its largest term
 BY_INTEGRATION = 1e-9

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lossmith
 from lossmith.functional import argmax_log_prob, argmax_log_probs, topk_log_prob
-from processes import Ranks
+from support.ranks import Ranks
 
 pytest.importorskip("torch.distributed.tensor")
 BOTH = (0, 1)

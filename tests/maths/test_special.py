@@ -5,8 +5,6 @@ import pytest
 import torch
 from mpmath import mp, mpf
 
-import oracles
-from cases import tensor
 from lossmith.maths.special import (
     inverse_mills,
     leader_from_rivals,
@@ -16,6 +14,8 @@ from lossmith.maths.special import (
     log_student_pdf,
     student_icdf,
 )
+from support import oracles
+from support.cases import tensor
 
 POINTS = [-1000.0, -300.0, -50.0, -37.5, -10.0, -5.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0, 8.0, 20.0, 37.0]
 EXACT = 1e-14  # float64: a few units in the last place

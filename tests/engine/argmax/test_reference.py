@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import oracles
-from cases import BY_NAME, EACH, gradient, random_scores, tensor
 from lossmith.engine.argmax import reference
 from lossmith.noise import Exponential, Noise, Normal
+from support import oracles
+from support.cases import BY_NAME, EACH, gradient, random_scores, tensor
 
 INF = math.inf
 MIXED = [  # (the target's score, (score, count) of its rivals)

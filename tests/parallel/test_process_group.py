@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lossmith
-from cases import IGNORED, LOSSES, Case, gradient, random_scores, target_of
 from lossmith import AccuracyLoss, AUCLoss
-from processes import Ranks
+from support.cases import IGNORED, LOSSES, Case, gradient, random_scores, target_of
+from support.ranks import Ranks
 
 N, FEATURES, CLASSES = 12, 5, 4
 # The ranks' batches, and the ranks whose samples are all ignored.

@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 import lossmith
-import oracles
-from cases import BY_NAME, EACH
 from lossmith import PerturbedArgmax, distribution, noise
 from lossmith.functional import argmax_log_prob, argmax_log_probs, topk_log_prob
 from lossmith.noise import Noise
+from support import oracles
+from support.cases import BY_NAME, EACH
 
 INF = math.inf
 STANDARD_ERRORS = 5  # a fresh seed would fail once in 1.7 million times a class

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 import lossmith
-from cases import BY_NAME, gradient
 from lossmith.functional import argmax_log_prob, topk_log_prob
+from support.cases import BY_NAME, gradient
 
 FOLDER = Path(lossmith.__file__).parent / "bench" / "values"
 Row = dict[str, Any]

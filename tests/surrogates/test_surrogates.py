@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-import oracles
 from lossmith import surrogates
 from lossmith.functional import standardize_scores
 from lossmith.surrogates import BetaBernoulliLoss, HingeLoss, PolyLoss, PolynomialLoss, SigmoidLoss
+from support import oracles
 
 ROUNDING = 1e-13
 Array = np.ndarray[Any, Any]
-OF_LABELS = {"ZLPRLoss", "F1WeightedCrossEntropyLoss"}  # tests/test_surrogates_labels.py
+OF_LABELS = {"ZLPRLoss", "F1WeightedCrossEntropyLoss"}  # test_surrogates_labels.py
 EMBEDDINGS = torch.tensor([[1.0, 0.2], [0.9, -0.3], [-1.0, 0.5], [0.1, 2.0]], dtype=torch.float64)
 LOSSES: dict[str, Callable[..., Any]] = {
     name: getattr(surrogates, name) for name in surrogates.__all__ if name not in OF_LABELS

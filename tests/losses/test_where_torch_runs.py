@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import lossmith
-from cases import IGNORED, LOSSES, Case, gradient, random_scores, target_of, tensor
 from lossmith import AccuracyLoss, AUCLoss, BalancedAccuracyLoss, CostLoss, FBetaLoss, SubsetAccuracyLoss, TopKAccuracyLoss
+from support.cases import IGNORED, LOSSES, Case, gradient, random_scores, target_of, tensor
 
 N, CLASSES = 9, 4
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

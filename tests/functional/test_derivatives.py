@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from cases import BY_NAME, EACH, JUMPS, gradient, random_scores, tensor
 from lossmith import PerturbedArgmax
 from lossmith.functional import argmax_log_prob, argmax_log_probs, standardize_scores, topk_log_prob
 from lossmith.noise import Noise
+from support.cases import BY_NAME, EACH, JUMPS, gradient, random_scores, tensor
 
 PLAIN = [[0.3, -0.4, 0.55, 0.1], [0.75, 0.6, -0.05, 0.2]]
 TIES = [[0.25, 0.25, -0.3, 0.5], [0.5, 0.5, 0.5, 0.0]]

@@ -36,7 +36,7 @@ def _nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("log_prob", "log_probs"):
         monkeypatch.setattr(reference, name, reached)
-    # The fast kernels look at the values themselves, in the pass that finds the strongest rival: test_kernels.py.
+    # The fast kernels look at the values themselves, in the pass that finds the strongest rival: test_cpu.py.
     monkeypatch.setattr(select, "_asked", ContextVar("asked", default="reference"))
     monkeypatch.setattr(Noise, "closed_form_log_probs", reached)
     monkeypatch.setattr(Normal, "closed_form_log_probs", reached)

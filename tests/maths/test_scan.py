@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cases import tensor
 from lossmith.maths.scan import BLOCK, decayed_cumsum
+from support.cases import tensor
 
 
 def double_loop(terms: np.ndarray[Any, Any], level: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-import oracles
 from lossmith.functional import neg_log_q
+from support import oracles
 
 QS = pytest.mark.parametrize("q", [0.0, 0.3, 0.5, 1.0, 1.5, 2.0])
 

@@ -1,0 +1,1 @@
+"""What the tests share: oracles that do not know the library, cases, and ranks."""
