@@ -147,6 +147,8 @@ def test_leads_from_hopeless_to_sure(ranks: Ranks, dtype: torch.dtype) -> None:
         scores, _ = scores_of(len(leads), 11, 0.3, dtype)
         scores[:, 4] = scores[:, [0, 1, 2, 3, *range(5, 11)]].amax(-1) + leads.to(dtype)
         cases.append((scores, torch.full((len(leads),), 4), [1, 6, 2, 2], {"noise": noise}))
+    far = torch.tensor([[60.27, 0.0, -1.0, -2.0], [20.0, 0.0, -1.0, -2.0], [80.0, 0.0, -1.0, -2.0]], dtype=dtype)
+    cases.append((far, torch.zeros(3, dtype=torch.int64), [1, 1, 1, 1], {"noise": StudentT(30)}))
     assert_right(ranks, WORLD, cases)
 
 

@@ -165,6 +165,16 @@ def test_a_target_too_far_behind_goes_to_the_reference() -> None:
     assert torch.autograd.grad(first[:, 0].sum(), leaf)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("df", [15, 30])
+@pytest.mark.parametrize("classes", [2, 40])
+def test_a_target_too_far_ahead_of_heavy_tails_goes_to_the_reference(classes: int, df: float) -> None:
+    """What 1 − p has then lies farther below the target than the tables reach."""
+    leads = torch.linspace(20, 85, 27)
+    scores = torch.full((len(leads), classes), -3.0)
+    scores[:, 1], scores[:, 0] = 0.0, leads
+    assert_right(scores, torch.zeros(len(leads), dtype=torch.int64), StudentT(df))
+
+
 # Shapes and layouts
 
 

@@ -23,7 +23,7 @@ from lossmith.engine.argmax import autograd as argmax
 from lossmith.engine.argmax import dispatch, reference
 from lossmith.engine.runtime import select
 from lossmith.functional import argmax_log_prob
-from lossmith.noise import Custom, Logistic, Noise, Normal
+from lossmith.noise import Custom, Logistic, Noise, Normal, StudentT
 
 P, LOG_P, GRADIENT = 1e-6, 1e-5, 2e-5  # what float32 promises: p absolute, log p relative; the gradient against its row's norm
 
@@ -202,6 +202,12 @@ def test_a_target_too_far_behind_goes_to_the_reference() -> None:
     log_q, slope = exact(scores, target)
     torch.testing.assert_close(log_p.double(), log_q, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(grad.double(), slope, rtol=1e-5, atol=1e-5)
+
+
+@runs
+def test_a_target_too_far_ahead_of_heavy_tails_goes_to_the_reference() -> None:
+    scores = torch.tensor([[39.01, -21.26], [25.0, 0.0], [80.0, 0.0]])
+    assert_right(scores, torch.zeros(3, dtype=torch.int64), StudentT(30))
 
 
 @runs
@@ -390,7 +396,8 @@ from triton.compiler import ASTSource
 from lossmith.engine.argmax.kernels import cuda
 
 types = dict.fromkeys(["stride", "scale_stride", "most", "C"], "i32") | dict.fromkeys(["Q", "WIDE", "TILE"], "constexpr")
-types |= dict.fromkeys(["high", "guess", "hopeless", "sure"], "fp32") | dict.fromkeys(["depth", "where"], "*i32")
+types |= dict.fromkeys(["high", "guess", "least_lead", "most_lead", "sure_lead"], "fp32")
+types |= dict.fromkeys(["depth", "where"], "*i32")
 types |= {"target": "*i64", "ignored": "i64"}
 for kernel in (cuda._forward, cuda._backward):
     options = cuda._options(1000, 96)

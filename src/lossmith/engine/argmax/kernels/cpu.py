@@ -336,8 +336,9 @@ def forward(
     lowest,
     depth,
     high,
-    hopeless,
-    sure,
+    least_lead,
+    most_lead,
+    sure_lead,
     coarsest,
     guess,
     steepness,
@@ -379,10 +380,10 @@ def forward(
             out[b], where[b, STATUS] = -np.inf, LOST
             continue
         t = (float(own) - float(top)) * inverse
-        if t >= sure:
+        if t >= sure_lead:
             out[b], where[b, STATUS] = 0.0, SURE
             continue
-        if t < hopeless or not inverse < 1e30:
+        if not (least_lead <= t < most_lead and inverse < 1e30):
             where[b, STATUS], hard = UNSERVED, True
             continue
         cells = open_row(t, lowest, depth, high, guess, coarsest, where, b)

@@ -30,16 +30,16 @@ def forward_team(data):
     out, weights, where = array(job, 3, np.float32), array(job, 4, np.float32), array(job, 5, np.int32).reshape(B, COLUMNS)
     log_cdf, log_prob = array(job, 6, np.float32), array(job, 7, np.float32)
     lowest, depth, numbers = array(job, 8, np.float64), array(job, 9, np.int32), array(job, 10, np.float64)
-    high, hopeless, sure = numbers[0], numbers[1], numbers[2]
-    coarsest, guess, steepness = int(numbers[3]), numbers[4], numbers[5]
+    high, least_lead, most_lead, sure_lead = numbers[0], numbers[1], numbers[2], numbers[3]
+    coarsest, guess, steepness = int(numbers[4]), numbers[5], numbers[6]
     while True:
         first = take(job.ctypes.data + 8 * NEXT, job[TURN])
         if first >= B:
             return
         last = min(first + job[TURN], B)
         bad, hard = forward(
-            scores, bits, target, scale, log_cdf, log_prob, lowest, depth, high, hopeless, sure, coarsest, guess, steepness,
-            head[IGNORED], C, out, weights, len(weights) // B, where, first, last,
+            scores, bits, target, scale, log_cdf, log_prob, lowest, depth, high, least_lead, most_lead, sure_lead,
+            coarsest, guess, steepness, head[IGNORED], C, out, weights, len(weights) // B, where, first, last,
         )  # fmt: skip
         if bad:
             job[BAD] = 1

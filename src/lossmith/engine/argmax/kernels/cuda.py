@@ -83,8 +83,9 @@ class _OnDevice(NamedTuple):
     lowest: Tensor
     depth: Tensor
     high: float
-    hopeless: float
-    sure: float
+    least_lead: float
+    most_lead: float
+    sure_lead: float
 
 
 def forward(
@@ -124,8 +125,9 @@ def forward(
             made.depth,
             made.high,
             _highest_of_equals(noise, classes),
-            made.hopeless,
-            made.sure,
+            made.least_lead,
+            made.most_lead,
+            made.sure_lead,
             ignored,
             log_p,
             weights,
@@ -228,8 +230,9 @@ def _on_device(noise: str, device: torch.device) -> _OnDevice:
         torch.from_numpy(made.lowest).float().to(device),  # multiples of PACE
         torch.from_numpy(made.depth).to(device),
         made.high,
-        made.hopeless,
-        made.sure,
+        made.least_lead,
+        made.most_lead,
+        made.sure_lead,
     )
 
 
@@ -311,8 +314,8 @@ def _log_one_minus(x):
 
 @triton.jit
 def _forward(
-    scores, stride, target, scale, scale_stride, log_cdf, log_prob, lowest, depth, high, guess, hopeless, sure, ignored,
-    out, weights, where, tops, most, C, Q: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+    scores, stride, target, scale, scale_stride, log_cdf, log_prob, lowest, depth, high, guess, least_lead, most_lead,
+    sure_lead, ignored, out, weights, where, tops, most, C, Q: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     x, y = scores + row * stride, tl.load(target + row)
@@ -331,8 +334,8 @@ def _forward(
     bad = (tl.max(wrong, 0) > 0) | (own != own) | (own == float("inf")) | (lost & (top == float("-inf")))
 
     t = (tl.where(lost | bad, 0.0, own).to(tl.float64) - top.to(tl.float64)) * inverse
-    status = tl.where((t < hopeless) | (inverse >= 1e30), _UNSERVED, _DONE)
-    status = tl.where(t >= sure, _SURE, status)
+    status = tl.where((t < least_lead) | (t >= most_lead) | (inverse >= 1e30), _UNSERVED, _DONE)
+    status = tl.where(t >= sure_lead, _SURE, status)
     status = tl.where(lost, _LOST, status)
     status = tl.where(bad, _BAD, status)
     status = tl.where(y == ignored, _SURE, status)

@@ -54,8 +54,9 @@ class Tables(NamedTuple):
     lowest: NDArray[np.float64]  # for leads t over the strongest rival, from −FARTHEST in steps of PACE: thresholds that count
     depth: NDArray[np.int32]  # and how many cells below that rival do
     high: float  # the quantile of 1 − ``TAIL``
-    hopeless: float  # a lead so low that the tables end
-    sure: float  # a lead at which 1 − p is less than any float32
+    least_lead: float  # the lowest lead that the tables serve
+    most_lead: float  # and the highest
+    sure_lead: float  # a lead at which 1 − p is less than any float32
     coarsest: int  # level whose step resolves the noise itself, and with a few rivals
 
 
@@ -96,7 +97,9 @@ def tables(noise: Noise) -> Tables | None:
     depth = torch.searchsorted(-noise.log_sf(lead), FAINT - noise.log_sf(lowest), right=True)
     depth = ((lead[depth.clamp_max(len(lead) - 1)] - lowest) / CELL).ceil().int() + 1
     by_kind = [tuple(column) for column in zip(*columns, strict=True)]
-    rest = lowest.numpy(), depth.numpy(), high, 2 * high - FARTHEST, sure, coarsest
+    beyond = lead[(lead >= 0) & (lead - lowest > FARTHEST - 2 * PACE - step(0))]  # log f would be asked for before its start
+    most_lead = beyond[0].item() if len(beyond) else FARTHEST
+    rest = lowest.numpy(), depth.numpy(), high, 2 * high - FARTHEST, most_lead, sure, coarsest
     return Tables(by_kind[0], by_kind[1], by_kind[2], by_kind[3], *rest)
 
 
@@ -171,12 +174,20 @@ def flat_tables(noise: str) -> list[NDArray[np.float32]]:
 
 @lru_cache(maxsize=256)
 def forward_arrays(noise: str, classes: int) -> list[NDArray[Any]]:
-    """log F and log f, the lowest thresholds, the depths, and numbers: high, hopeless, sure, coarsest, guess, steepness."""
+    """log F and log f, the lowest thresholds, the depths, and numbers: high, the three leads, coarsest, guess, steepness."""
     made = tables_of(noise)
     assert made is not None
     law, rivals = noises.by_key(noise), classes - 1
     levels = torch.tensor([1 - 1 / classes, math.exp(-1 / rivals)], dtype=torch.float64, device="cpu")
     highest_of_equals, edge = law.icdf(levels)
     steepness = rivals * (law.log_prob(edge) - law.log_cdf(edge)).exp()
-    numbers = [made.high, made.hopeless, made.sure, made.coarsest, float(highest_of_equals), float(steepness)]
+    numbers = [
+        made.high,
+        made.least_lead,
+        made.most_lead,
+        made.sure_lead,
+        made.coarsest,
+        float(highest_of_equals),
+        float(steepness),
+    ]
     return [*flat_tables(noise)[:2], made.lowest, made.depth, np.array(numbers)]

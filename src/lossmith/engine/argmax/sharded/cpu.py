@@ -37,11 +37,11 @@ def survey(bits, place, C, top, state, first_row, last_row):
 
 
 @jit
-def plan(lead, inverse, lowest, depth, high, hopeless, coarsest, guess, where):
+def plan(lead, inverse, lowest, depth, high, least_lead, most_lead, coarsest, guess, where):
     """The first thresholds of each pending row, from the target's lead over its strongest rival, in scales."""
     for b in range(len(lead)):
         if where[b, STATUS] > UNSERVED:
-            if lead[b] < hopeless or not inverse[b] < 1e30:
+            if not (least_lead <= lead[b] < most_lead and inverse[b] < 1e30):
                 where[b, STATUS] = UNSERVED
             else:
                 where[b, CELLS] = open_row(lead[b], lowest, depth, high, guess, coarsest, where, b)

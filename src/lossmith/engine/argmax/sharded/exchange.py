@@ -98,16 +98,16 @@ def log_prob(
     """
     module = module or kernels()
     log_cdf, log_density, lowest, depth, numbers = forward_arrays(noises.key(noise), classes)
-    high, hopeless, sure, coarsest, guess, steepness = numbers.tolist()
+    high, least_lead, most_lead, sure_lead, coarsest, guess, steepness = numbers.tolist()
     B, C = scores.shape
     most = kept_thresholds(noises.key(noise))
     log_p, weights, where = torch.zeros(B), torch.zeros(B, most), torch.zeros(B, COLUMNS, dtype=torch.int32)
     lead = (own.double() - top.double()) / sigma
-    where[:, STATUS] = torch.where(some & (lead < sure), OPEN, SURE)
+    where[:, STATUS] = torch.where(some & (lead < sure_lead), OPEN, SURE)
     z, bits, y, t, highest, per_unit, state, out, shares = _arrays(
         scores.flatten(), scores.view(torch.int32).flatten(), place, lead, top, 1 / sigma, where, log_p, weights.flatten()
     )
-    module.plan(t, per_unit, lowest, depth, high, hopeless, int(coarsest), guess, state)
+    module.plan(t, per_unit, lowest, depth, high, least_lead, most_lead, int(coarsest), guess, state)
     pending = (where[:, STATUS] > UNSERVED).nonzero().squeeze(-1)
     width = module.WHOLE * (
         1 + max(SINGLE_CLASSES, int(where[:, CELLS].max()) if B else 0) // module.WHOLE
