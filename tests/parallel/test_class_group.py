@@ -395,7 +395,7 @@ MESSAGES = {
     "weight": "ValueError: weight: expected shape (12,), one a class of all ranks, got (3,)",
     "probabilities": "ValueError: target: expected class indices with class_group, got class probabilities; gather the scores",
     "second derivatives": "NotImplementedError: class_group: expected first derivatives only, got create_graph=True; gather",
-    "kernel": "ValueError: kernel: 'cpu' cannot serve this call of argmax_log_prob (scores of torch.float64); expected",
+    "kernel": "ValueError: kernel: 'cpu' cannot serve this call of argmax_log_prob (scores of torch.float64; pass float32",
     "kinks": "ValueError: noise: expected one without kinks for classes on several ranks, got 'laplace'",
     "smoothing": "ValueError: label_smoothing: not with class_group, got 0.1; leave it out, or gather the scores",
     "standardize": "ValueError: standardize: not with class_group, got True; leave it out, or gather the scores",

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lossmith.engine.argmax.dispatch import OPERATION, choose
+from lossmith.engine.argmax.dispatch import KERNELS, OPERATION
 from lossmith.engine.argmax.kernels.record import STATUS, UNSERVED
 from lossmith.engine.argmax.sharded import exchange as sharded_rows
 from lossmith.engine.argmax.sharded import plain as sharded
-from lossmith.engine.runtime.select import give_up, record
+from lossmith.engine.runtime.select import choose, give_up, record
 from lossmith.inputs import (
     check_score_values,
     check_scores,
@@ -34,7 +34,7 @@ from lossmith.inputs import (
     checked_scale,
     compute_type,
 )
-from lossmith.noise import Gumbel, Noise, identity
+from lossmith.noise import Gumbel, Noise, identity, key
 from lossmith.parallel import samples as groups
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def argmax_log_prob(
 
 def _has_kernels(z: Tensor, noise: Noise) -> bool:
     """Whether the kernels serve here; they are compiled before any rank waits for a sum."""
-    if choose(z, noise) != "cpu":
+    if choose(OPERATION, KERNELS, z, key(noise)) != "cpu":
         return False
     try:
         sharded_rows.kernels()

@@ -480,7 +480,7 @@ def test_a_kernel_is_compiled_anew_when_any_source_has_changed(tmp_path: Path, m
     source.write_text("def constant():\n    return NUMBER\n")
 
     def compiled_with(number: int) -> int:
-        function = compiled.kernel()(runpy.run_path(str(source), {"NUMBER": number})["constant"])
+        function = compiled.kernel(from_python=True)(runpy.run_path(str(source), {"NUMBER": number})["constant"])
         found: int = function()
         return found
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.engine.argmax import reference
-from lossmith.engine.argmax.dispatch import OPERATION, choose, fast_kernel
+from lossmith.engine.argmax.dispatch import KERNELS, OPERATION, fast_kernel
 from lossmith.engine.argmax.kernels.record import (
     CLASSES_PER_THREAD,
     COLUMNS,
@@ -29,7 +29,7 @@ from lossmith.engine.argmax.kernels.record import (
 from lossmith.engine.argmax.kernels.tables import flat_tables, forward_arrays
 from lossmith.engine.runtime import dtensor
 from lossmith.engine.runtime.compiling import announced
-from lossmith.engine.runtime.select import give_up, record
+from lossmith.engine.runtime.select import choose, give_up, record
 from lossmith.engine.runtime.threads import apart, run_team
 from lossmith.inputs import all_count, check_score_values, check_target_values, is_wrapped, owns_memory, rows_that_count
 from lossmith.noise import Noise
@@ -105,18 +105,19 @@ def log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignore
         ValueError: a kernel was asked for that cannot serve; a target out of range; NaN, +inf or nothing but −inf in a row (on
             the CPU).
     """
+    key = noises.key(noise)
     if torch.compiler.is_compiling() or not all(owns_memory(x) for x in (scores, target, scale)):
         if dtensor.is_sharded((scores, target, scale)):
             return dtensor.on_each_rank(lambda z, y, sigma: log_prob(z, y, sigma, noise, ignored), (scores, target, scale))
         # An operator unwraps a wrapper by the wrapper's own rules; the kernels need memory.
-        return operator(scores, target, scale, noises.key(noise), ignored)[0]
+        return operator(scores, target, scale, key, ignored)[0]
     # torch.func cannot look into the reference, but into a function of torch.autograd it does not look.
     transformed = any(is_wrapped(x) for x in (scores, target, scale))
-    kernel = choose(scores, noise)
+    kernel = choose(OPERATION, KERNELS, scores, key)
     if kernel != "reference" or transformed:
         # The function that torch.func can transform takes twice as long to call.
         function, chosen = (_Value, ()) if transformed else (_PlainValue, (kernel,))
-        log_p: Tensor = function.apply(scores, target, scale, noises.key(noise), ignored, *chosen)[0]  # type: ignore[no-untyped-call]
+        log_p: Tensor = function.apply(scores, target, scale, key, ignored, *chosen)[0]  # type: ignore[no-untyped-call]
         return log_p
     record("reference")
     return _by_reference(scores, target, scale, noise, ignored)
@@ -149,7 +150,7 @@ def value(scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: in
         TypeError, ValueError: a dtype or a shape other than ``log_prob`` names, which the kernels would read as memory.
     """
     _check_memory(scores, target, scale)
-    return _value(scores, target, scale, noise, ignored, choose(scores, noises.by_key(noise)))[0]
+    return _value(scores, target, scale, noise, ignored, choose(OPERATION, KERNELS, scores, noise))[0]
 
 
 def _value(
@@ -286,7 +287,7 @@ def _gradient(
     scores: Tensor, target: Tensor, scale: Tensor, noise: str, upstream: Tensor, weights: Tensor, where: Tensor, hard: bool
 ) -> Tensor:
     """As ``gradient``, of tensors that ``_value`` has met."""
-    grad, kernel = torch.empty_like(scores, memory_format=torch.contiguous_format), fast_kernel(scores, noises.by_key(noise))
+    grad, kernel = torch.empty_like(scores, memory_format=torch.contiguous_format), fast_kernel(scores, noise)
     served = kernel != "reference"
     if served:
         try:

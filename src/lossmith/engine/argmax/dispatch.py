@@ -17,31 +17,27 @@ from torch import Tensor
 from lossmith import noise as noises
 from lossmith.engine.argmax.kernels.tables import tables_of
 from lossmith.engine.runtime.select import REFERENCE, Kernel, asked
-from lossmith.engine.runtime.select import choose as choose_kernel
-from lossmith.noise import Noise
 
 OPERATION = "argmax_log_prob"
 
 
-def choose(scores: Tensor, noise: Noise) -> str:
-    """The kernel for log P(the target wins) of scores (rows, C), in the type that they are computed in."""
-    return choose_kernel(OPERATION, KERNELS, scores, noise)
-
-
-def fast_kernel(scores: Tensor, noise: Noise) -> str:
-    """The kernel before the reference that can serve, or "reference". Interpreted, either serves on the CPU."""
+def fast_kernel(scores: Tensor, noise: str) -> str:
+    """The kernel before the reference that can serve, or "reference"; ``noise`` is a ``noises.key``."""
     kernels = (CPU,) if asked() == "cpu" else (CUDA, CPU)
     return next((kernel.name for kernel in kernels if not kernel.refusal(OPERATION, scores, noise)), REFERENCE.name)
 
 
-def _without_tables(scores: Tensor, noise: Noise) -> str:
-    return "" if tables_of(noises.key(noise)) is not None else f"{noise} has kinks, far tails or narrow peaks"
+def _without_tables(scores: Tensor, noise: str) -> str:
+    if tables_of(noise) is not None:
+        return ""
+    remedy = "take normal, logistic or Gumbel noise, or smaller batches"
+    return f"{noises.by_key(noise)} has kinks, far tails or narrow peaks; {remedy}"
 
 
-def _without_triton(scores: Tensor, noise: Noise) -> str:
+def _without_triton(scores: Tensor, noise: str) -> str:
     if scores.device.type == "cpu" and not interpreted():
         return "scores on cpu"
-    return _without_tables(scores, noise) if _has_triton() else "triton is not installed"
+    return _without_tables(scores, noise) if _has_triton() else "triton is not installed; install it"
 
 
 CPU = Kernel("cpu", ("cpu",), (torch.float32,), _without_tables)

@@ -39,20 +39,29 @@ def fresh(function: Any) -> FunctionType:
     return made
 
 
-def kernel(*fastmath: str, signature: str | None = None, inlined: bool = False) -> Decorator:
-    """Compile without Python's lock; ``fastmath`` are LLVM's flags, ``inlined`` is for what is called once a row."""
+def kernel(*fastmath: str, signature: str | None = None, inlined: bool = False, from_python: bool = False) -> Decorator:
+    """Compile without Python's lock.
+
+    Args:
+        fastmath: LLVM's flags.
+        signature: compile at once, for these types; the function can then be called from Python.
+        inlined: for what is called once a row.
+        from_python: also compile what a call from Python needs. Without, such a call ends the process.
+    """
     options: dict[str, Any] = {
         "nogil": True,
         "cache": cache_folder() is not None,
         "error_model": "numpy",
         "forceinline": inlined,
+        "no_cpython_wrapper": signature is None and not from_python,
+        "no_cfunc_wrapper": True,
     }
     options["fastmath"] = set(fastmath)
     decorate: Decorator = numba.njit(**options) if signature is None else numba.njit(signature, **options)
     return lambda function: decorate(fresh(function))
 
 
-jit, inlined = kernel(*FAST), kernel(*FAST, inlined=True)
+jit, inlined, python_jit = kernel(*FAST), kernel(*FAST, inlined=True), kernel(*FAST, from_python=True)
 
 
 class TeamFunction:

@@ -27,6 +27,10 @@ LIBRARIES = ("lossmith", "torch", "concurrent", "threading", "contextlib")  # wh
 _asked: ContextVar[str | None] = ContextVar("lossmith_kernel_asked", default=None)
 _ran: ContextVar[str | None] = ContextVar("lossmith_kernel_ran", default=None)
 broken: dict[tuple[str, str], str] = {}  # (operation, kernel) -> how it failed, for the life of the process
+_serving: dict[
+    tuple[Any, ...], str
+] = {}  # (operation, kernel asked for, device, dtype, call) -> the kernel before the reference
+_MOST = 256  # of those that are remembered
 _warned: set[tuple[str, str]] = set()  # (operation, reason)
 
 
@@ -42,7 +46,8 @@ class Kernel:
         name: as ``use_kernel`` and ``last_kernel`` know it.
         devices: types of device whose tensors it takes; none named: all.
         dtypes: of the scores that it takes; none named: all.
-        obstacle: why it cannot serve a call of (scores, and what else the operation chooses by), in words; empty if it can.
+        obstacle: why it cannot serve a call of (scores, and what else the operation chooses by), in words; "reason; remedy" if
+            there is one, and empty if it can.
     """
 
     name: str
@@ -59,9 +64,10 @@ class Kernel:
         if self.devices and scores.device.type not in self.devices:
             return f"scores on {scores.device.type}"
         if self.dtypes and scores.dtype not in self.dtypes:
-            return f"scores of {scores.dtype}"
+            served = " or ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+            return f"scores of {scores.dtype}; pass {served} scores"
         if broken and (how := broken.get((operation, self.name))):
-            return f"it failed before: {how}"
+            return f"it failed before: {how}; mend that, or take smaller batches"
         return self.obstacle(scores, *call)
 
 
@@ -75,13 +81,28 @@ def choose(operation: str, kernels: Sequence[Kernel], scores: Tensor, *call: Any
         operation: what is computed, for messages.
         kernels: those that there are for it, in order of preference, the reference last.
         scores: any shape, in the type that they are computed in.
-        call: what else ``Kernel.obstacle`` looks at.
+        call: what else ``Kernel.obstacle`` looks at, hashable; of the scores it looks at device and dtype only.
         bearable: scores up to which the reference costs no more than some milliseconds; beyond, a warning says why it runs.
 
     Raises:
         ValueError: the kernel that ``use_kernel`` names cannot serve.
     """
     name = _asked.get()
+    question = operation, name, scores.device.type, scores.dtype, call
+    if not broken and (known := _serving.get(question)) is not None:
+        return known
+    chosen = _chosen(operation, kernels, scores, call, name, bearable)
+    if chosen != REFERENCE.name:
+        if len(_serving) >= _MOST:
+            _serving.clear()
+        _serving[question] = chosen
+    return chosen
+
+
+def _chosen(
+    operation: str, kernels: Sequence[Kernel], scores: Tensor, call: tuple[Any, ...], name: str | None, bearable: int
+) -> str:
+    """As ``choose``, where ``name`` is what was asked for."""
     if name is None:
         why = ""
         for kernel in kernels:
@@ -100,21 +121,14 @@ def choose(operation: str, kernels: Sequence[Kernel], scores: Tensor, *call: Any
 
 def warn_of_price(operation: str, why: str) -> None:
     """Say once, for each reason, that the reference runs at a size where that costs."""
-    why = why or "no kernel computes it"
+    why = why or "no kernel computes it; take Gumbel noise where it has a formula, or smaller batches"
     if (operation, why) in _warned:
         return
     _warned.add((operation, why))
-    if why.startswith("scores of"):
-        remedy = "pass float32 scores"
-    elif "kinks" in why:
-        remedy = "take normal, logistic or Gumbel noise, or smaller batches"
-    elif "failed" in why:
-        remedy = "mend that, or take smaller batches"
-    else:
-        remedy = "take Gumbel noise where it has a formula, or smaller batches"
+    reason, _, remedy = why.partition("; ")
     warnings.warn(
         f"{operation}: expected a call that a kernel serves, got one for the plain-torch reference, tens to thousands of times "
-        f"slower ({why}); {remedy}. Said once.",
+        f"slower ({reason}); {remedy or 'take smaller batches'}. Said once.",
         PerformanceWarning,
         stacklevel=stack_level_of_user(),
     )

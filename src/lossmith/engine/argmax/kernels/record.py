@@ -5,6 +5,8 @@ The record is ``where``, (rows, COLUMNS) int32. This module loads neither numba 
 
 from __future__ import annotations
 
+from functools import cache
+
 from lossmith.engine.argmax.kernels.tables import CELL, FARTHEST
 
 # Columns of a record
@@ -59,6 +61,7 @@ CLASSES_PER_THREAD = 1 << 13
 """Classes, of all rows together, from which on one more thread pays."""
 
 
+@cache
 def kept_thresholds(noise: str) -> int:
     """The most thresholds of a row that are kept for backward; ``noise`` is a ``noises.key``."""
     return KEPT_NORMAL if noise == "normal" else KEPT_OTHER

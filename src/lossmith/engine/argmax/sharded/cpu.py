@@ -12,14 +12,14 @@ from lossmith.engine.argmax.kernels.cells import INFINITY, MINUS_INFINITY, clear
 from lossmith.engine.argmax.kernels.cpu import decide, desk, fill, open_row, read, room, strongest
 from lossmith.engine.argmax.kernels.record import CELLS, COUNT, DONE, LEVEL, MAX_CELLS, START, STATUS, UNSERVED
 from lossmith.engine.argmax.kernels.tables import MOMENTS
-from lossmith.engine.runtime.compiled import jit
+from lossmith.engine.runtime.compiled import python_jit
 from lossmith.engine.runtime.simd import WHOLE
 
 # Scores and gradients are (B · C,), flat; ``place`` (B,) int64 is the target's among this rank's classes, −1 if it is none of
 # them, −2 for a row to skip; ``where`` as for ``cpu``, but its CELLS are all that count until ``collect`` knows the rank's own.
 
 
-@jit
+@python_jit
 def survey(bits, place, C, top, state, first_row, last_row):
     """The highest of the rivals of each row, as float32, and whether the row holds NaN (2), +inf (1) or neither (0)."""
     blocks = room(C)[3]
@@ -36,7 +36,7 @@ def survey(bits, place, C, top, state, first_row, last_row):
             top[b] = number(high)
 
 
-@jit
+@python_jit
 def plan(lead, inverse, lowest, depth, high, least_lead, most_lead, coarsest, guess, where):
     """The first thresholds of each pending row, from the target's lead over its strongest rival, in scales."""
     for b in range(len(lead)):
@@ -47,7 +47,7 @@ def plan(lead, inverse, lowest, depth, high, least_lead, most_lead, coarsest, gu
                 where[b, CELLS] = open_row(lead[b], lowest, depth, high, guess, coarsest, where, b)
 
 
-@jit
+@python_jit
 def collect(scores, bits, place, C, top, inverse, rows, where, moments, occupied, slots, sizes, first, last):
     """The moments of this rank's rivals of rows[first … last], and what ``fill`` says of them; moments are zeros before."""
     fine, spot, within, blocks = room(C)
@@ -61,7 +61,7 @@ def collect(scores, bits, place, C, top, inverse, rows, where, moments, occupied
         sizes[k, 0], sizes[k, 1], where[b, CELLS] = n, pitch, used
 
 
-@jit
+@python_jit
 def add_up(waiting, moments, occupied, slots, sizes, log_cdf, rows, where, sums, at, first, last):
     """Σ_j log F(u − x_j) over this rank's rivals; ``waiting``: places in ``rows``; ``at``: where the sums of each start."""
     for i in range(first, last):
@@ -71,7 +71,7 @@ def add_up(waiting, moments, occupied, slots, sizes, log_cdf, rows, where, sums,
         sum_pieces(sums[at[i] :], log_cdf, level, start, count, occupied[k], slots[k], sizes[k, 0], moments[k], sizes[k, 1])
 
 
-@jit
+@python_jit
 def conclude(waiting, rows, sums, at, log_prob, lead, steepness, log_p, weights, most, where, first, last):
     """From the sums of all ranks: log p and the thresholds' weights of rows that are resolved, finer thresholds of others."""
     logs, exponent, product, terms, powers = desk()
@@ -82,7 +82,7 @@ def conclude(waiting, rows, sums, at, log_prob, lead, steepness, log_p, weights,
         )
 
 
-@jit
+@python_jit
 def backward(
     scores, bits, place, C, top, inverse, slope_by_cell, slope, upstream, weights, most, where, grad, rest, first_row, last_row
 ):
