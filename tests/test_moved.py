@@ -1,6 +1,7 @@
 """Names of version 0.1.0: its modules load under their old names, and its pickled losses give the same values."""
 
 import importlib
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -49,6 +50,13 @@ def test_an_old_package_gives_its_modules():
     assert argmax is autograd
     assert importlib.import_module("lossmith.engine.argmax").__name__ == "lossmith.engine.argmax"
     assert lossmith.engine.argmax is not autograd
+
+
+@pytest.mark.parametrize("name", ["FBetaLoss", "JaccardLoss", "Metric", "OwnMetricLoss"])
+def test_a_pickle_finds_metrics_of_counts_where_they_were(name):
+    loss = pickle.loads(f"clossmith.losses.counts\n{name}\n.".encode())
+    assert loss.__name__ == name
+    assert pickle.loads(pickle.dumps(loss)) is loss
 
 
 def test_other_unknown_names_stay_unknown():

@@ -2,8 +2,9 @@
 
 from lossmith.losses.accuracy import AccuracyLoss, BalancedAccuracyLoss, TopKAccuracyLoss
 from lossmith.losses.cost import CostLoss
-from lossmith.losses.counts import FBetaLoss, JaccardLoss, metric
+from lossmith.losses.counts import FBetaLoss, JaccardLoss
 from lossmith.losses.labels import SubsetAccuracyLoss
+from lossmith.losses.own_metric import metric
 from lossmith.losses.ranking import AUCLoss, AveragePrecisionLoss
 
 __all__ = [
