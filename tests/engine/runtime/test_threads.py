@@ -117,6 +117,25 @@ def test_an_error_is_raised_when_all_parts_have_ended(failing: int) -> None:
     assert sorted(ended) == [part for part in range(3) if part != failing]
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_an_error_in_a_team_reaches_the_caller_when_all_have_ended(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of Python's threads fails; the team's data belong to the caller, who may then run another."""
+    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    turns, ended = iter(range(size)), list[int]()
+
+    def work(data: int) -> None:
+        if next(turns) == 0:
+            raise RuntimeError("worker")
+        time.sleep(0.1)
+        ended.append(data)
+
+    with pytest.raises(RuntimeError, match="worker"):
+        threads.run_team(work, 0, 7, size)
+    assert ended == [7] * (size - 1)
+    threads.run_team(ended.append, 0, 8, size)
+    assert ended == [7] * (size - 1) + [8] * size
+
+
 def test_a_thread_apart_has_the_context_of_its_caller_and_the_threads_of_torch() -> None:
     name = contextvars.ContextVar("name", default="")
     token, before = name.set("caller"), torch.get_num_threads()
