@@ -1,20 +1,23 @@
-# Two commands: `make demo` shows the main job, `make test` checks everything. Both install what they need into .venv, once.
+# Two commands: `make demo` shows the main job, `make test` checks every law, and `make test-all` its slow cases as well. Each
+# installs what it needs into .venv, once.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test figures clean
+.PHONY: demo test test-all figures clean
 
 demo: $(VENV)/.compare
 	$(BIN)/lossmith compare breast-cancer --out out/demo
 
-test: $(VENV)/.test
+# Neighbours share what their file sets up: each process takes half of the tests in a row, and what is left of the other's.
+# One thread a process: two that wait busily block each other.
+test test-all: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto  # one thread a process: two that wait busily block each other
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal $(if $(filter test-all,$@),-m "")
 
 figures: $(VENV)/.test
 	$(BIN)/lossmith toy --out docs/figures

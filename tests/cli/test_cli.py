@@ -67,7 +67,7 @@ def valid_json(text):
     return json.loads(text, parse_constant=refuse)
 
 
-# ---------------------------------------------------------------- help
+# Help
 
 
 def test_help_names_every_command(lossmith_):
@@ -116,7 +116,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
     assert printed.err == "lossmith: the command line needs click, sklearn: pip install 'lossmith[compare]'\n"
 
 
-# ---------------------------------------------------------------- what is refused
+# What is refused
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_an_odd_table_works_or_is_refused_in_one_line(lossmith_, tmp_path, name,
     assert (code, bool(out), err.count("\n")) in [(0, True, 0), (2, False, 1)]
 
 
-# ---------------------------------------------------------------- what is printed
+# What is printed
 
 
 def test_compare_prints_a_table_and_nothing_else(lossmith_, tmp_path):

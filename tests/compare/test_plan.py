@@ -29,7 +29,7 @@ def refusal(data=DATA, **options):
     return str(caught.value)
 
 
-# ---------------------------------------------------------------- what is refused
+# What is refused
 
 
 def test_unknown_names_come_with_the_near_ones():
@@ -71,7 +71,7 @@ def test_several_rare_classes_are_counted_and_the_rarest_named():
     assert "pass --folds 2" in refusal(dataset(a=9, b=3, c=2))
 
 
-# ---------------------------------------------------------------- what is run
+# What is run
 
 
 def test_the_baseline_is_always_there_and_first():
@@ -99,7 +99,7 @@ def test_repeats_and_losses_do_not_change_what_a_row_depends_on():
     assert json.loads(json.dumps(Plan(DATA).settings)) == Plan(DATA).settings
 
 
-# ---------------------------------------------------------------- splits
+# Splits
 
 
 @pytest.mark.parametrize("folds", [2, 3, 5])
@@ -134,7 +134,7 @@ def test_splits_depend_on_seed_and_repeat_but_not_on_the_losses():
     assert test_rows() != test_rows(seed=1)
 
 
-# ---------------------------------------------------------------- seeds and settings
+# Seeds and settings
 
 
 def test_derived_seeds_are_those_of_sha256():

@@ -80,7 +80,7 @@ BETTER, WORSE = summary("exact"), summary("hinge", (0.5, 0.6), (-0.2, -0.1), (-0
 OPEN = summary("probit", (0.7, 0.71), (0.0, 0.01), (-0.02, 0.03))
 
 
-# ---------------------------------------------------------------- the table
+# The table
 
 
 def test_cells_are_percentages_and_points():
@@ -117,7 +117,7 @@ def test_headlines():
     assert report.headline(plan, [BASE]).startswith("Only cross-entropy was run")
 
 
-# ---------------------------------------------------------------- JSON
+# JSON
 
 
 def test_json_is_valid_and_complete(outcome):
@@ -142,7 +142,7 @@ def test_json_has_null_where_there_is_no_number(outcome):
     assert (entry["sd"], entry["interval"]) == (None, None)
 
 
-# ---------------------------------------------------------------- the page
+# The page
 
 
 def test_the_page_is_well_formed_and_no_draft_is_left(outcome, text):

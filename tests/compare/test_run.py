@@ -68,7 +68,7 @@ def mixed(tmp_path, thirds=20):
     return str(path)
 
 
-# ---------------------------------------------------------------- every loss
+# Every loss
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_every_loss_learns_iris_with_its_defaults(defaults, loss):
         assert (row["train_rows"], row["test_rows"], row["validation"]) == (75, 75, None)
 
 
-# ---------------------------------------------------------------- going on
+# Going on
 
 
 def test_an_interrupted_run_computes_only_what_is_missing(tmp_path, computed):
@@ -181,7 +181,7 @@ def test_a_killed_comparison_goes_on(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "report.html").exists()
 
 
-# ---------------------------------------------------------------- seeds
+# Seeds
 
 
 def test_the_seed_fixes_the_scores_and_nothing_else_does(tmp_path):
@@ -207,7 +207,7 @@ def test_a_row_does_not_depend_on_the_rows_before_it(tmp_path):
     assert timeless(row for row in among if row["loss"] == "exact") == timeless(row for row in alone if row["loss"] == "exact")
 
 
-# ---------------------------------------------------------------- no look at the held-out rows
+# No look at the held-out rows
 
 
 def encodings(monkeypatch, tmp_path, plan):
@@ -253,7 +253,7 @@ def test_settings_are_tuned_inside_the_training_rows(monkeypatch, tmp_path):
     assert [len(matrix) for matrix in matrices[:4]] == [len(used[1][0])] * 3 + [75]
 
 
-# ---------------------------------------------------------------- tables as they are
+# Tables as they are
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def rows(loss, scores, seconds=None, sizes=(80, 20), last_loss=0.5):
 BASE = rows("cross-entropy", [0.80, 0.82, 0.78, 0.80], [1.0, 2.0, 4.0, 8.0])
 
 
-# ---------------------------------------------------------------- the interval
+# The interval
 
 
 @pytest.mark.parametrize("count", [2, 5, 30])
@@ -61,7 +61,7 @@ def test_a_single_split_has_no_interval():
     assert corrected_interval([], 0.25) is None
 
 
-# ---------------------------------------------------------------- the table
+# The table
 
 
 def test_baseline_first_then_from_best_to_worst():

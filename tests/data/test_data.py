@@ -70,7 +70,7 @@ def fails(source, *words, target=None):
     return message
 
 
-# ---------------------------------------------------------------- values
+# Values
 
 
 def labels(data):
@@ -223,7 +223,7 @@ def test_keel_other_target_and_no_inputs(write):
     assert list(data.features.columns) == ["Width", "Count", "Kind", "Extra"]
 
 
-# ---------------------------------------------------------------- target
+# Target
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_no_feature(write, tmp_path):
     fails(str(path), "feature", "only column", target="y")
 
 
-# ---------------------------------------------------------------- features
+# Features
 
 
 def test_infinite_feature(write):
@@ -334,7 +334,7 @@ def test_columns_without_any_value_stay(write):
     assert data.features["z"].isna().all()
 
 
-# ---------------------------------------------------------------- fingerprint
+# Fingerprint
 
 
 def test_fingerprint_is_stable_between_processes():
@@ -373,7 +373,7 @@ def test_fingerprint_keeps_texts_apart(write):
     assert len(found) == len(bodies)
 
 
-# ---------------------------------------------------------------- finding the file
+# Finding the file
 
 
 def test_no_such_file(write, tmp_path):
@@ -423,7 +423,7 @@ def test_header_without_rows(write, tmp_path):
     fails(str(path), "only a header", target="y")
 
 
-# ---------------------------------------------------------------- content that the ending does not promise
+# Content that the ending does not promise
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "arff", "dat"])
@@ -524,7 +524,7 @@ def test_nested_parquet(tmp_path):
         fails(str(path), "column 'x'", kind, "flatten or drop", target="y")
 
 
-# ---------------------------------------------------------------- errors in ARFF and KEEL
+# Errors in ARFF and KEEL
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def five():
     return {loss: study_one(loss, FIVE) for loss in ("cross-entropy", "hinge", "sigmoid", "exact")}
 
 
-# ---------------------------------------------------------------- the parts
+# The parts
 
 
 @pytest.mark.parametrize("loss", BY_HAND)
@@ -108,7 +108,7 @@ def test_no_threshold_of_a_search_beats_the_optimum(loss):
         assert optimum(loss, points, k).risk <= searched + 1e-9
 
 
-# ---------------------------------------------------------------- three points
+# Three points
 
 
 def test_cross_entropy_of_three_points():
@@ -174,7 +174,7 @@ def test_bounded_loss_runs_away_from_three_points_at_scale_1(three):
     assert (np.diff(falling) < 0).all()
 
 
-# ---------------------------------------------------------------- five points
+# Five points
 
 
 def test_five_points_cannot_all_be_right(five):
@@ -210,7 +210,7 @@ def test_exact_is_right_on_five_points_at_small_sigma(sigma):
     assert -6 < lowest("exact", FIVE, 1 / sigma) < -5
 
 
-# ---------------------------------------------------------------- table, JSON, figure
+# Table, JSON, figure
 
 
 def test_cells(three, five):

@@ -160,7 +160,11 @@ def _threads() -> Iterator[None]:
 
 
 # The first two are big enough to be split among threads.
-SAME_BITS = [("normal", 64, 1000), ("logistic", 4, 20_000), *((name, 8, 20) for name in BY_NAME)]
+SAME_BITS = [
+    pytest.param("normal", 64, 1000, marks=pytest.mark.slow),
+    ("logistic", 4, 20_000),
+    *((name, 8, 20) for name in BY_NAME),
+]
 
 
 @pytest.mark.usefixtures("_threads")

@@ -25,6 +25,7 @@ from support.cases import BY_NAME, gradient
 
 FOLDER = Path(lossmith.__file__).parent / "bench" / "values"
 Row = dict[str, Any]
+SLOW = pytest.mark.slow  # where another noise has as many classes
 
 LOG_P_64, GRADIENT_64, LEAST_64 = 1e-9, 1e-7, 1e-280
 P_32, LOG_P_32, LEAST_32 = 1e-6, 1e-5, 1e-30
@@ -108,12 +109,14 @@ def test_the_tables_are_whole() -> None:
     assert len(LARGE) == len(BY_NAME) - 1 + 3 + 1
 
 
-@pytest.mark.parametrize("group", SMALL)
+@pytest.mark.parametrize("group", [pytest.param(g, marks=SLOW if g == "studentt:3 C=1000 k=1" else ()) for g in SMALL])
 def test_float64(group: str) -> None:
     check_in_float64(SMALL[group])
 
 
-@pytest.mark.parametrize("group", LARGE)
+@pytest.mark.parametrize(
+    "group", [pytest.param(g, marks=SLOW if g in ("studentt:1 C=50000 k=1", "laplace C=50000 k=1") else ()) for g in LARGE]
+)
 def test_float64_and_many_classes(group: str) -> None:
     check_in_float64(LARGE[group])
 

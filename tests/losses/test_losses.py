@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from lossmith import AccuracyLoss, TopKAccuracyLoss, functional
 from support import oracles
+from support.cases import gradient
 
 ROUNDING = 1e-13  # float64, a few sums of rounded terms; cross-entropy itself is good to some 1e-15 of its largest term
 BY_INTEGRATION = 1e-9
@@ -24,10 +25,6 @@ TARGET = torch.tensor([1, 0, 2, 0])
 IGNORED = torch.tensor([1, 0, -100, 0])
 SOFT = torch.tensor([[0.2, 0.8, 0.0], [1.0, 0.0, 0.0], [0.3, 0.3, 0.4], [0.0, 0.5, 0.5]], dtype=torch.float64)
 CLASS_WEIGHT = torch.tensor([1.0, 3.0, 0.5], dtype=torch.float64)
-
-
-def gradient(value: Tensor, x: Tensor, upstream: Tensor | None = None) -> Tensor:
-    return torch.autograd.grad(value, x, upstream)[0]
 
 
 def inputs(layout: str, kind: str) -> tuple[Tensor, Tensor]:

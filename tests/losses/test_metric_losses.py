@@ -106,16 +106,27 @@ def _many_graphs() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_many_graphs")
+@pytest.mark.parametrize("name", CASES)
+def test_every_loss_is_its_definition_compiled(name: str) -> None:
+    """Traced as for any backend."""
+    check_compiled(CASES[name], ["(N, C)"], torch.float32, "mean")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_many_graphs")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", CASES)
-def test_every_loss_is_its_definition_compiled(name: str, dtype: torch.dtype) -> None:
-    """Traced as for any backend; every graph takes seconds, so that each dimension of the table goes with one of the others."""
+def test_every_loss_is_its_definition_compiled_for_each_layout_dtype_and_reduction(name: str, dtype: torch.dtype) -> None:
+    """Every graph takes seconds, so that each dimension of the table goes with one of the others."""
     case = CASES[name]
     for reduction in case.reductions if dtype == torch.float32 else ONE:
-        compiled = torch.compile(case.make(reduction=reduction), fullgraph=True, backend="aot_eager")
-        layouts = list(LAYOUTS) if reduction == "mean" and dtype == torch.float32 else ["(N, C)"]
-        for layout, ignored in itertools.product(layouts, ("none", "some", "all")):
-            check(case, compiled, layout, ignored, dtype, reduction, 1.0)
+        check_compiled(case, list(LAYOUTS) if reduction == "mean" and dtype == torch.float32 else ["(N, C)"], dtype, reduction)
+
+
+def check_compiled(case: Case, layouts: list[str], dtype: torch.dtype, reduction: str) -> None:
+    compiled = torch.compile(case.make(reduction=reduction), fullgraph=True, backend="aot_eager")
+    for layout, ignored in itertools.product(layouts, ("none", "some", "all")):
+        check(case, compiled, layout, ignored, dtype, reduction, 1.0)
 
 
 def check(

@@ -46,7 +46,8 @@ class Ranks:
 
     def __init__(self, store: Path, world: int, parts: Sequence[tuple[int, ...]] = ()) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["lossmith.engine.argmax.sharded.cpu", "torch.distributed"])
+        # torch._dynamo, which DistributedDataParallel imports, takes a second, and DTensors half of one.
+        context.set_forkserver_preload(["lossmith.engine.argmax.sharded.cpu", "torch._dynamo", "torch.distributed.tensor"])
         self.connections, self.processes = [], []
         for rank in range(world):
             here, there = context.Pipe()
