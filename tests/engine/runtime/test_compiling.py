@@ -116,6 +116,6 @@ def test_without_a_folder_kernels_are_compiled_after_one_warning() -> None:
         return 2 * x
 
     with pytest.warns(RuntimeWarning, match=r"^kernels: expected a folder .* set NUMBA_CACHE_DIR to a folder"):
-        function = compiled.kernel()(double)
+        function = compiled.kernel(from_python=True)(double)
     assert function(21) == 42
     assert compiled.team_function(lambda data: None).address  # no second warning, which would be an error
