@@ -279,3 +279,25 @@ def test_where_1_minus_p_is_nearly_no_float_work_is_bounded(
     log_p = reference.log_prob(torch.tensor([[lead, 0.0, 0.0, 0.0]], dtype=dtype), torch.tensor([0]), noise)
     assert -1e-11 <= log_p.item() <= 0
     assert thresholds < 4 * 10_000
+
+
+@pytest.mark.parametrize("name", ["laplace", "uniform", "studentt:3"])
+@pytest.mark.parametrize("spread", [0.1, 2.0])
+def test_work_and_blocks_are_bounded_with_a_thousand_kinks(name: str, spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kink costs nodes only where the integrand counts, and no block is larger than the budget, whatever a row's panels."""
+    noise, sizes = BY_NAME[name], []
+    original = type(noise).log_cdf
+
+    def counted(x: Tensor) -> Tensor:
+        sizes.append(x.numel())
+        return original(noise, x)
+
+    monkeypatch.setattr(noise, "log_cdf", counted)
+    scores = random_scores(1, 1000, spread=spread)
+    scores[0, 0] = scores.max() - 0.1
+    scores.requires_grad_()
+    log_p = reference.log_prob(scores, torch.tensor([0]), noise)
+    assert gradient(log_p.sum(), scores).isfinite().all()
+    assert max(sizes) <= reference.CHUNK
+    kinks_that_count = 1000 if name == "uniform" and spread < 1 else 100
+    assert sum(sizes) < 1000 * (4000 + 2 * 18 * kinks_that_count)

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from lossmith.engine.argmax.quadrature import Panels, nodes_of
 from lossmith.noise import Noise
 
 TIED = 1e-13  # kinks this near are one: the panel between them would be lost to rounding
@@ -31,9 +32,46 @@ def jumps(noise: Noise) -> list[tuple[float, float]]:
     return [(kink, float(size)) for kink, size in zip(noise.kinks, fall, strict=True) if abs(size) > 1e-6]
 
 
+def distinct(kinks: Tensor) -> Tensor:
+    """The kinks (rows, m) ascending without repetition; inf fills the rest of a row."""
+    repeated = torch.nn.functional.pad(kinks.diff(dim=-1) <= TIED, (1, 0), value=False)
+    return kinks.masked_fill(repeated, math.inf).sort(-1).values
+
+
+def number_inside(panels: Panels, kinks: Tensor) -> Tensor:
+    """How many of their row's ``kinks`` (rows, m) ascending lie strictly inside the panels, (n,)."""
+    inner = torch.finfo(kinks.dtype).eps * panels.right.abs()
+    return (
+        _number_below(kinks, panels.row, panels.right - inner) - _number_below(kinks, panels.row, panels.left + inner)
+    ).clamp_min(0)
+
+
+def _number_below(kinks: Tensor, row: Tensor, u: Tensor) -> Tensor:
+    """How many of the ``kinks`` (rows, m) ascending lie below u (n,), each in its row (n,), by bisection."""
+    low, high = torch.zeros_like(row), torch.full_like(row, kinks.shape[-1])
+    for _ in range(kinks.shape[-1].bit_length()):
+        middle = (low + high) // 2
+        below = (low < high) & (kinks[row, middle.clamp_max(kinks.shape[-1] - 1)] < u)
+        low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
+    return low
+
+
+def covered(kinks: Tensor, panels: Panels) -> Tensor:
+    """Which ``kinks`` (rows, m) lie inside one of their row's panels, or at an end of it."""
+    ends, exists = nodes_of(panels, len(kinks))
+    left, right = ends.masked_fill(~exists.unsqueeze(-1), math.inf).mT.contiguous().sort(-1).values.unbind(-2)
+    index = torch.searchsorted(left.contiguous(), kinks, right=True) - 1
+    return (index >= 0) & (kinks <= right.contiguous().gather(-1, index.clamp_min(0))) & kinks.isfinite()
+
+
 def follow(ends: Tensor, exists: Tensor, kinks: Tensor) -> Tensor:
-    """The ends of panels, (rows, most, 2), tied to the ``kinks`` on either side of the panel, so that they move with them."""
-    kinks = _as_one(kinks)
+    """The ends of panels, (rows, most, 2), tied to the kinks on either side of the panel, so that they move with them.
+
+    Only those of the ``kinks`` (rows, m) ascending count at which a panel ends: at the others, no panel was cut.
+    """
+    edges = ends.masked_fill(~exists.unsqueeze(-1), math.inf).flatten(-2).sort(-1).values
+    index = torch.searchsorted(edges, kinks.detach() - TIED).clamp_max(edges.shape[-1] - 1)
+    kinks = _as_one(kinks, (edges.gather(-1, index) - kinks.detach()).abs() <= TIED)
     bound = torch.cat([kinks[:, :1] - 1, kinks, kinks[:, -1:] + 1], -1)  # beyond the outermost: in step with it
     right = torch.searchsorted(kinks.detach(), ends.mean(-1)) + 1
     low, high = bound.gather(-1, right - 1).unsqueeze(-1), bound.gather(-1, right).unsqueeze(-1)
@@ -90,8 +128,12 @@ def own_jumps(scores: Tensor, rivals: Tensor, log_p: Tensor, noise: Noise) -> Te
     return missing
 
 
-def _as_one(kinks: Tensor) -> Tensor:
-    """Kinks (rows, m) ascending, each tied group replaced by its first: no gap may open between panels that meet there."""
-    new = torch.nn.functional.pad(kinks.diff(dim=-1) > TIED, (1, 0), value=True)
-    first = torch.where(new, torch.arange(kinks.shape[-1], device=kinks.device), 0).cummax(-1).values
-    return kinks.gather(-1, first)
+def _as_one(kinks: Tensor, cuts: Tensor) -> Tensor:
+    """Kinks (rows, m) ascending, each tied group replaced by its first: no gap may open between panels that meet there.
+
+    A kink at which no panel is cut (``cuts`` false) is replaced by the cut before it, or by the first one.
+    """
+    new = torch.nn.functional.pad(kinks.diff(dim=-1) > TIED, (1, 0), value=True) & cuts
+    place = torch.arange(kinks.shape[-1], device=kinks.device)
+    first = new.int().argmax(-1, keepdim=True)
+    return kinks.gather(-1, torch.where(new, place, first).cummax(-1).values)

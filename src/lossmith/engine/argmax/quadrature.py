@@ -92,46 +92,51 @@ def screen(panels: Panels, rows: int, integrand: Integrand, rule: Rule) -> Panel
 
 
 def refine(
-    panels: Panels, rows: int, integrand: Integrand, wanted: Callable[[Tensor], Tensor], rule: Rule
+    panels: Panels,
+    rows: int,
+    integrand: Integrand,
+    levels: Callable[[Tensor], Tensor],
+    rule: Rule,
+    crowded: Callable[[Panels], Tensor] | None = None,
 ) -> tuple[Panels, Tensor]:
-    """Halve panels until every integral that is wanted is resolved.
+    """Halve panels until every integral is resolved to its level.
 
     Args:
         panels: a cover of the range, fine enough that no two peaks share a panel.
         rows: how many rows there are.
         integrand: the logarithms of the integrands.
-        wanted: from the log integrals so far, (rows, outputs), to those that matter, boolean of the same shape.
+        levels: from the log integrals so far, (rows, outputs), to the logarithms of the sizes that ``rule`` is relative to, of
+            the same shape; inf for an integral that does not matter.
         rule: when a panel is done, and when it counts as zero.
+        crowded: which panels (n,) are halved even if they are resolved, unless they count as zero; none by default.
 
     Returns:
         The panels that do not count as zero, in the order of their rows, and the log integrals, (rows, outputs).
     """
     sizes = _sizes(panels, integrand)
     for _ in range(MAX_ROUNDS):
-        total, level = _levels(sizes, panels, rows, wanted)
+        level = levels(_sum_by_row(sizes.area, panels.row, rows))[panels.row]
         middle = (panels.left + panels.right) / 2
         divisible = (panels.right - panels.left) > 64 * torch.finfo(middle.dtype).eps * middle.abs()
         counts = _counts(sizes.peak, level, rule)
         rounding = _rounding(sizes.peak)
         tolerance = rounding.square().clamp_min(rule.error)
         tolerance = torch.where(rounding > MOST, 0.0, tolerance).log()  # beyond, no error can be estimated
-        rough = (counts & (sizes.error > level + tolerance) & (sizes.range > rounding)).any(-1) & divisible
+        rough = (counts & (sizes.error > level + tolerance) & (sizes.range > rounding)).any(-1)
+        if crowded is not None:
+            rough |= counts.any(-1) & crowded(panels)
+        rough &= divisible
         if not rough.any():
             break
         lower, upper = panels._replace(right=middle).select(rough), panels._replace(left=middle).select(rough)
         halves = lower.join(upper)
         panels = panels.select(~rough).join(halves)
         sizes = _Sizes(*(torch.cat([old[~rough], new]) for old, new in zip(sizes, _sizes(halves, integrand), strict=True)))
-    total, level = _levels(sizes, panels, rows, wanted)
+    total = _sum_by_row(sizes.area, panels.row, rows)
+    level = levels(total)[panels.row]
     order = panels.row.argsort(stable=True)
     counts = _counts(sizes.peak, level, rule).any(-1)
     return panels.select(order[counts[order]]), total
-
-
-def _levels(sizes: _Sizes, panels: Panels, rows: int, wanted: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The log integrals (rows, outputs), and of each panel's row where they are wanted, inf elsewhere."""
-    total = _sum_by_row(sizes.area, panels.row, rows)
-    return total, torch.where(wanted(total), total, math.inf)[panels.row]
 
 
 def _counts(peak: Tensor, level: Tensor, rule: Rule) -> Tensor:

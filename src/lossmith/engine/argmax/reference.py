@@ -30,7 +30,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lossmith.engine.argmax import kinks
-from lossmith.engine.argmax.quadrature import INSPECTED, Integrand, Panels, Rule, between, cut, gauss, nodes_of, refine, screen
+from lossmith.engine.argmax.quadrature import (
+    INSPECTED,
+    NODES,
+    Integrand,
+    Panels,
+    Rule,
+    between,
+    cut,
+    gauss,
+    nodes_of,
+    refine,
+    screen,
+)
 from lossmith.engine.argmax.topk import log_tail, log_tails
 from lossmith.maths.special import LOG_2, leader_from_rivals, log1mexp
 from lossmith.noise import Noise
@@ -38,11 +50,12 @@ from lossmith.noise import Noise
 RULES = {torch.float64: Rule(drop=38.0, error=1e-17), torch.float32: Rule(drop=19.0, error=1e-8)}
 ROUGH = 0.1  # error at which it is seen where an integrand lives
 
-CHUNK = 1 << 22  # most elements of one (rows, nodes, classes) block; larger work is cut up and recomputed in backward
+CHUNK = 1 << 19  # most elements of one (rows, nodes, classes) block; larger work is cut up and recomputed in backward
 OVER = 100.0  # nats: where a tail is lighter than exp(−OVER), it is over
 FAR = 1e30  # where a class goes that is removed, if nodes follow the kinks
 LEAST = -690.0  # log(1 − p) below which p is 1: numbers near the smallest have few digits, and refining their stairs never ends
 LEVELS = [1e-9, 1e-6, 1e-4, 1e-3, *(i / 64 for i in range(1, 64)), 0.999, 0.9999, 1 - 1e-6]  # of the noise, for ``_place``
+CROWD = 4  # kinks that a panel may have while it is seen which matter
 WIDE = 8.0  # widest panel of ``log_probs``, in scales: no class's own peak, one scale wide, hides in it
 FEW = 32  # classes up to which noise with kinks gets nodes for each class: only these have second derivatives at ties
 
@@ -60,7 +73,7 @@ def log_prob(scores: Tensor, target: Tensor, noise: Noise, rank: int = 1) -> Ten
         (rows,) log-probabilities, differentiable twice in ``scores``.
 
     Cost: O(rows · C · nodes · rank) time, O(CHUNK + rows · C) memory; some 100 nodes a row for light tails, 400 for
-    algebraic ones, and 32 more for each kink within the range.
+    algebraic ones, and 32 more for each kink at which the integrand counts: some 20 of 1000 with Laplace noise.
     """
     dtype = scores.dtype
     own = target.unsqueeze(-1)
@@ -78,19 +91,20 @@ def log_prob(scores: Tensor, target: Tensor, noise: Noise, rank: int = 1) -> Ten
         highest = rivals.amax(-1, keepdim=True)
         anchors = torch.cat([torch.zeros_like(highest), highest.nan_to_num(neginf=0.0)], -1)
         edges = around(anchors, noise)
-        panels, total = _place(edges, anchors, rivals, centred, noise, log_integrands, smaller, RULES[dtype])
+        integrand = _in_blocks(log_integrands, rivals)
+        panels, total = place(edges, anchors, centred, noise, integrand, smaller, RULES[dtype], _size_of_kinks)
         complement = total[:, 1] < total[:, 0]
         ends, exists = nodes_of(panels, len(scores))
     if kinks.jumps(noise):
         ends = kinks.follow(ends, exists, kinks.at_rest(kinks.positions(centred, noise), noise))
-    nodes, log_weight = gauss(ends, exists)
     some = exists.any(-1) & ~lost.squeeze(-1)
 
-    def integral(rivals: Tensor, nodes: Tensor, log_weight: Tensor, complement: Tensor, some: Tensor) -> Tensor:
+    def integral(rivals: Tensor, ends: Tensor, exists: Tensor, complement: Tensor, some: Tensor) -> Tensor:
+        nodes, log_weight = gauss(ends, exists)
         log = noise.log_prob(nodes) + log_tail(rivals, nodes, noise, rank, above=complement) + log_weight
         return _logsumexp(torch.where(some.unsqueeze(-1), log, 0.0), -1)
 
-    log_i = _by_rows(integral, rivals, nodes, log_weight, complement, some)
+    log_i = _by_rows(integral, rivals, ends, exists, complement, some)
     log_i = torch.where(some, log_i, -math.inf)
     sure = torch.where(some & complement, log_i, -LOG_2)
     log_p = torch.where(complement, torch.where(some, log1mexp(sure), 0.0), log_i)
@@ -137,16 +151,17 @@ def log_probs(scores: Tensor, noise: Noise) -> Tensor:
         steps = torch.linspace(0, 1, math.ceil(spread / WIDE) + 1, dtype=z.dtype, device=z.device)
         anchors = torch.cat([lowest, torch.zeros_like(lowest)], -1)
         edges = torch.cat([around(anchors, noise), lowest * steps], -1)
-        panels, _ = _place(edges, anchors, finite, centred, noise, log_integrands, lambda _: present, RULES[dtype])
+        integrand = _in_blocks(log_integrands, finite)
+        panels, _ = place(edges, anchors, centred, noise, integrand, lambda _: present, RULES[dtype])
         ends, exists = nodes_of(panels, len(scores))
     if noise.kinks:
         ends = kinks.follow(ends, exists, kinks.positions(centred, noise))
-    nodes, log_weight = gauss(ends, exists)
 
-    def integral(finite: Tensor, nodes: Tensor, log_weight: Tensor) -> Tensor:
+    def integral(finite: Tensor, ends: Tensor, exists: Tensor) -> Tensor:
+        nodes, log_weight = gauss(ends, exists)
         return _logsumexp(log_integrands(finite, nodes) + log_weight.unsqueeze(-1), dim=-2)
 
-    log_p = torch.where(removed, -math.inf, _by_rows(integral, finite, nodes, log_weight))
+    log_p = torch.where(removed, -math.inf, _by_rows(integral, finite, ends, exists))
     if noise.kinks:
         log_p = log_p + kinks.own_jumps(centred, finite, log_p.detach(), noise)
     return leader_from_rivals(log_p).to(dtype)
@@ -172,31 +187,21 @@ def smaller(total: Tensor) -> Tensor:
     return (total == total.amin(-1, keepdim=True)) & (total > total.new_tensor([-math.inf, LEAST]))
 
 
+def _size_of_kinks(total: Tensor) -> Tensor:
+    """The size beside which kinks matter, from the log integrals of p and 1 − p, (rows, 2).
+
+    P(T > u) = 1 − P(T < u): both integrands of (1) bend at a rival's kink by the same amount, which is at most of the order of
+    f(u) P(T < u). Where that is nothing beside the smaller integral, the kink is nothing.
+    """
+    level = torch.where(smaller(total), total, math.inf).amin(-1)
+    return torch.stack([level, torch.full_like(level, math.inf)], -1)
+
+
 def around(anchors: Tensor, noise: Noise) -> Tensor:
     """Edges at growing distances from the places (rows, m) where the integrand may bend."""
     distance = _distances(noise)
     around = (_location(noise)[0] + torch.cat([-distance.flip(0), distance])).to(anchors)
     return (anchors.unsqueeze(-1) + around).flatten(-2)
-
-
-def _place(
-    edges: Tensor,
-    anchors: Tensor,
-    rivals: Tensor,
-    all_scores: Tensor,
-    noise: Noise,
-    log_integrands: Callable[[Tensor, Tensor], Tensor],
-    wanted: Callable[[Tensor], Tensor],
-    rule: Rule,
-) -> tuple[Panels, Tensor]:
-    """Panels for the integrands, from edges (rows, m) around the anchors, and the log integrals (rows, outputs)."""
-    step = max(1, CHUNK // (rivals.shape[1] * len(INSPECTED)))
-
-    def integrand(row: Tensor, u: Tensor) -> Tensor:
-        blocks = zip(row.split(step), u.split(step), strict=True)
-        return torch.cat([log_integrands(rivals[i], block) for i, block in blocks])
-
-    return place(edges, anchors, all_scores, noise, integrand, wanted, rule)
 
 
 def place(
@@ -207,8 +212,28 @@ def place(
     integrand: Integrand,
     wanted: Callable[[Tensor], Tensor],
     rule: Rule,
+    bent: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Panels, Tensor]:
-    """As ``_place``, for any integrand; ``all_scores``, which put kinks where they stand, matter for noise with kinks only."""
+    """Panels for any integrand.
+
+    Args:
+        edges: (rows, m), around the anchors.
+        anchors: (rows, m'), where the integrand may bend.
+        all_scores: (rows, C), which say where the kinks are; for noise with kinks only.
+        noise: the distribution of ε.
+        integrand: the logarithms of the integrands.
+        wanted: from the log integrals so far, (rows, outputs), to those that matter, boolean of the same shape.
+        rule: when a panel is done, and when it counts as zero.
+        bent: for noise with kinks: from the log integrals, (rows, outputs), to the logarithms of the sizes beside which a kink
+            of each integrand matters; inf where another output shows the same kinks. By default the levels of ``wanted``.
+
+    Returns:
+        The panels, in the order of their rows, and the log integrals, (rows, outputs).
+    """
+
+    def levels(total: Tensor) -> Tensor:
+        return torch.where(wanted(total), total, math.inf)
+
     rows = len(edges)
     panels = between(edges.sort(-1).values, least=2 * float(_location(noise)[1]))
     if noise.kinks:  # of the anchors at least, else both ends of a panel may lie outside the support
@@ -218,11 +243,27 @@ def place(
         panels = cut(panels, places.flatten(-2).sort(-1).values)
     panels = screen(panels, rows, integrand, rule)
     if noise.kinks:
-        panels, _ = refine(
-            panels, rows, integrand, lambda total: torch.ones_like(total, dtype=torch.bool), rule._replace(error=ROUGH)
+        rough = rule._replace(error=ROUGH)
+        panels, total = refine(panels, rows, integrand, lambda total: total, rough)
+        bends = kinks.distinct(kinks.positions(all_scores, noise))
+        sizes = levels(total) if bent is None else bent(total)
+        search = rule._replace(error=math.inf)  # only crowds are halved: the small size of 1 − p is no measure of p's panels
+        near, _ = refine(
+            panels, rows, integrand, lambda _: sizes, search, lambda some: kinks.number_inside(some, bends) > CROWD
         )
-        panels = cut(panels, kinks.positions(all_scores, noise))
-    return refine(panels, rows, integrand, wanted, rule)
+        panels = cut(panels, torch.where(kinks.covered(bends, near), bends, math.inf))
+    return refine(panels, rows, integrand, levels, rule)
+
+
+def _in_blocks(log_integrands: Callable[[Tensor, Tensor], Tensor], scores: Tensor) -> Integrand:
+    """The integrand of panels, from that of rows of ``scores`` (n, C) and thresholds (n, m), some panels at a time."""
+    step = max(1, CHUNK // (scores.shape[1] * len(INSPECTED)))
+
+    def integrand(row: Tensor, u: Tensor) -> Tensor:
+        blocks = zip(row.split(step), u.split(step), strict=True)
+        return torch.cat([log_integrands(scores[i], block) for i, block in blocks])
+
+    return integrand
 
 
 def _nowhere(noise: Noise) -> float:
@@ -255,10 +296,41 @@ def _logsumexp(x: Tensor, dim: int) -> Tensor:
     return torch.where(nothing.squeeze(dim), -math.inf, total + peak.squeeze(dim))
 
 
-def _by_rows(integral: Callable[..., Tensor], scores: Tensor, nodes: Tensor, *others: Tensor) -> Tensor:
-    """``integral(scores, nodes, …)``, a block of rows at a time where all at once would take too much memory."""
-    step = max(1, CHUNK // max(1, scores.shape[1] * nodes.shape[1]))
-    if step >= len(scores):
-        return integral(scores, nodes, *others)
-    blocks = zip(*(tensor.split(step) for tensor in (scores, nodes, *others)), strict=True)
-    return torch.cat([checkpoint(integral, *block, use_reentrant=False) for block in blocks])
+def _by_rows(integral: Callable[..., Tensor], scores: Tensor, ends: Tensor, exists: Tensor, *others: Tensor) -> Tensor:
+    """``integral(scores, ends, exists, …)`` (rows, …), by blocks where all at once would take too much memory.
+
+    A block has as many rows as the budget allows, with as many panels as the fullest of them; a row that is itself too large is
+    cut into groups of panels. Blocks are recomputed in backward.
+
+    Args:
+        integral: of a block, the log integrals of its rows.
+        scores: (rows, C).
+        ends: (rows, most, 2), the ends of the panels, those that exist first.
+        exists: (rows, most) boolean.
+        others: more tensors of the rows.
+    """
+    most = max(1, CHUNK // max(1, scores.shape[1] * NODES))  # panels of a block
+    if exists.numel() <= most:
+        return integral(scores, ends, exists, *others)
+    count = exists.sum(-1)
+    sizes = _sizes_of_blocks(count.tolist(), most)
+    parts = []
+    for block in zip(*(tensor.split(sizes) for tensor in (scores, ends, exists, count, *others)), strict=True):
+        some_scores, some_ends, there, number, *rest = block
+        full = max(1, int(number.max()))
+        groups = zip(some_ends[:, :full].split(most, 1), there[:, :full].split(most, 1), strict=True)
+        pieces = [checkpoint(integral, some_scores, *group, *rest, use_reentrant=False) for group in groups]
+        parts.append(pieces[0] if len(pieces) == 1 else _logsumexp(torch.stack(pieces, -1), -1))
+    return torch.cat(parts)
+
+
+def _sizes_of_blocks(count: list[int], most: int) -> list[int]:
+    """How many rows each block has, from their numbers of panels: as many as keep rows times the fullest row ≤ ``most``."""
+    sizes, fullest = [0], 0
+    for number in count:
+        fullest = max(fullest, number)
+        if sizes[-1] and (sizes[-1] + 1) * fullest > most:
+            sizes.append(0)
+            fullest = number
+        sizes[-1] += 1
+    return sizes
