@@ -85,14 +85,15 @@ def _auc_of(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
         most = total(winners.weight) * total(losers.weight)
         return expected_wins(winners, losers, noise) / most
 
-    found = auc.by_kernel(scores, target, noise, scale, weight, plain)
-    if isinstance(found, Tensor):
-        return found.to(scores.dtype)
+    try:
+        return auc.by_kernel(scores, target, noise, scale, weight, plain).to(scores.dtype)
+    except auc.ObstacleError as error:
+        obstacle = str(error)
     positive = _checked_labels(scores, target)
     if bool(positive.all()):
         raise ValueError("target: expected at least one 0 (a negative), got none; AUC compares positives with negatives")
     w = None if weight is None else _checked_weight(weight, positive)
-    auc.refuse(found, scores)
+    auc.choose_reference(obstacle, scores)
     return plain(scores, positive, scale, w).to(scores.dtype)
 
 
