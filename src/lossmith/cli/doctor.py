@@ -29,13 +29,19 @@ def _rows(warm_up: bool) -> list[tuple[str, str]]:
     import torch
 
     import lossmith
+    from lossmith.engine.argmax import dispatch
     from lossmith.engine.runtime import compiling, threads
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the row says so
         folder = lossmith.warm_up() if warm_up else compiling.cache_folder()
     cuda, triton = torch.cuda.is_available(), _version("triton")
-    kernels = ["cpu", *(["cuda"] if cuda and triton else []), "reference"]
+    samples = [torch.zeros(1, 3, device=device) for device in ("cpu", *(["cuda"] if cuda else []))]
+    kernels = [
+        kernel.name
+        for kernel in dispatch.KERNELS
+        if any(not kernel.refusal(dispatch.OPERATION, scores, "normal") for scores in samples)
+    ]
     return [
         ("lossmith", lossmith.__version__),
         ("Python", platform.python_version()),
