@@ -18,9 +18,9 @@ KERNEL = ("engine/runtime/threads.py", "run_team")  # which hands the arrays to 
 FILES = {
     "inputs.py",
     "losses/accuracy.py",
-    "noise.py",  # whether there is a closed form; the key of the noise's tables
     "engine/argmax/autograd.py",
     "engine/runtime/select.py",  # which kernel
+    "engine/runtime/launch.py",  # its job
     "engine/runtime/threads.py",  # which calls it
 }
 

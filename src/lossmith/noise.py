@@ -53,12 +53,16 @@ class Noise(ABC):
         kinks: the points where f or F is not smooth, ends of the support included: no panel of nodes may straddle one.
         unimodal: whether f has a single peak, about as wide as the middle half of the distribution. If not, more nodes look for
             peaks; one with less than 2 % of the mass far from the others may still be missed.
+        closed_form_classes: up to how many classes ``closed_form_log_probs`` serves.
+        key: a string that stands for the noise where only strings can go; ``by_key`` is the way back while the noise is alive.
+            Equal for equal built-in distributions, different for any two others. Whoever keeps the key keeps the noise as well.
     """
 
     name: str = "custom"
+    closed_form_classes: float = 0
     kinks: tuple[float, ...] = ()
     unimodal: bool = False
-    _key: str  # of this very object; see ``key``
+    key: str
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -71,12 +75,14 @@ class Noise(ABC):
 
     def __new__(cls, *args: Any, **options: Any) -> Noise:
         noise = super().__new__(cls)
-        noise._key = f"own:{next(_numbers)}"
-        _own[noise._key] = noise
+        built_in = cls.__module__ == __name__ and cls.__name__ not in OPEN
+        noise.key = cls.name if built_in else f"own:{next(_numbers)}"
+        if not built_in:
+            _own[noise.key] = noise
         return noise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_key"}  # a copy has its own
+        return {name: value for name, value in self.__dict__.items() if name not in ("key", "_key")}  # a copy has its own
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -106,7 +112,7 @@ class Noise(ABC):
 
     def has_closed_form(self, classes: int) -> bool:
         """Whether ``closed_form_log_probs`` serves that many classes."""
-        return False
+        return classes <= self.closed_form_classes
 
     def closed_form_log_probs(self, scores: Tensor) -> Tensor:
         """log P(argmax_j (scores_j + ε_j) = k) for every class k, (…, C), by a formula."""
@@ -224,6 +230,7 @@ class Normal(Noise):
     """
 
     name = "normal"
+    closed_form_classes = 2
     unimodal = True
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -241,9 +248,6 @@ class Normal(Noise):
     def sample(self, shape: Sequence[int], like: Tensor) -> Tensor:
         return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
 
-    def has_closed_form(self, classes: int) -> bool:
-        return classes == 2
-
     def closed_form_log_probs(self, scores: Tensor) -> Tensor:
         lead = (scores - scores.flip(-1)) / SQRT_2
         return log_ndtr(torch.where(lead.isinf(), lead.detach(), lead))  # a removed class has no gradient
@@ -257,6 +261,7 @@ class Gumbel(Noise):
     """
 
     name = "gumbel"
+    closed_form_classes = math.inf
     unimodal = True
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -267,9 +272,6 @@ class Gumbel(Noise):
 
     def icdf(self, p: Tensor) -> Tensor:
         return -torch.log(-torch.log(p))
-
-    def has_closed_form(self, classes: int) -> bool:
-        return True
 
     def closed_form_log_probs(self, scores: Tensor) -> Tensor:
         # In float64: float32 sums of 50,000 classes are off by more than 1e-6.
@@ -337,11 +339,16 @@ class StudentT(Noise):
 
     name = "studentt"
     unimodal = True
+    df: float
 
     def __init__(self, df: float = 3.0) -> None:
         if not (math.isfinite(df) and df > 0):
             raise ValueError(f"df: expected a finite number of degrees of freedom > 0, got {df}")
-        self.df = float(df)
+        self.__setstate__({"df": float(df)})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.key = f"{self.name}:{self.df!r}"
 
     def log_prob(self, x: Tensor) -> Tensor:
         return log_student_pdf(x, self.df)
@@ -400,6 +407,7 @@ class Exponential(Noise):
     """
 
     name = "exponential"
+    closed_form_classes = math.inf
     unimodal = True
     kinks = (0.0,)
 
@@ -411,9 +419,6 @@ class Exponential(Noise):
 
     def icdf(self, p: Tensor) -> Tensor:
         return torch.log(p)
-
-    def has_closed_form(self, classes: int) -> bool:
-        return True
 
     def closed_form_log_probs(self, scores: Tensor) -> Tensor:
         classes = scores.shape[-1]
@@ -456,16 +461,6 @@ def get(noise: str | Noise) -> Noise:
     return NOISES[noise]
 
 
-def key(noise: Noise) -> str:
-    """A string that stands for the noise where only strings can go; ``by_key`` is the way back while the noise is alive.
-
-    Equal for equal built-in distributions, different for any two others. Whoever keeps the key keeps the noise as well.
-    """
-    if type(noise) in BUILT_IN:
-        return f"{noise.name}:{noise.df!r}" if isinstance(noise, StudentT) else noise.name
-    return noise._key
-
-
 def by_key(key: str) -> Noise:
     """The noise that a ``key`` stands for.
 
@@ -488,7 +483,7 @@ def identity(noise: Noise) -> str:
     'studentt:5.0'
     """
     if type(noise) in BUILT_IN:
-        return key(noise)
+        return noise.key
     with torch.no_grad():
         x = noise.icdf(torch.tensor(PROBABILITIES, dtype=torch.float64, device="cpu"))
         values = [f"{float(value):.9g}" for value in torch.cat([x, noise.log_cdf(x), noise.log_prob(x)])]

@@ -34,7 +34,7 @@ from lossmith.inputs import (
     checked_scale,
     compute_type,
 )
-from lossmith.noise import Gumbel, Noise, identity, key
+from lossmith.noise import Gumbel, Noise, identity
 from lossmith.parallel import samples as groups
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def argmax_log_prob(
 
 def _has_kernels(z: Tensor, noise: Noise) -> bool:
     """Whether the kernels serve here; they are compiled before any rank waits for a sum."""
-    if choose(OPERATION, KERNELS, z, key(noise)) != "cpu":
+    if choose(OPERATION, KERNELS, z, noise.key) != "cpu":
         return False
     try:
         sharded_rows.kernels()

@@ -26,7 +26,7 @@ from lossmith.engine.argmax.kernels.record import (
     UNSERVED,
     kept_thresholds,
 )
-from lossmith.engine.argmax.kernels.tables import flat_tables, forward_arrays
+from lossmith.engine.argmax.kernels.tables import backward_arrays, forward_arrays
 from lossmith.engine.runtime import dtensor
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import choose, give_up, record
@@ -58,7 +58,7 @@ def checked_log_prob(
         ValueError: as ``log_prob``, a row named by its place in all dimensions.
     """
     classes, index = scores.shape[-1], target.long()
-    closed = noise.has_closed_form(classes)
+    closed = classes <= noise.closed_form_classes
     if closed:  # else the kernel or the reference looks at the target's values
         check_target_values(target, classes, ignored)
     if margin is not None:
@@ -105,7 +105,7 @@ def log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignore
         ValueError: a kernel was asked for that cannot serve; a target out of range; NaN, +inf or nothing but −inf in a row (on
             the CPU).
     """
-    key = noises.key(noise)
+    key = noise.key
     if torch.compiler.is_compiling() or not all(owns_memory(x) for x in (scores, target, scale)):
         if dtensor.is_sharded((scores, target, scale)):
             return dtensor.on_each_rank(lambda z, y, sigma: log_prob(z, y, sigma, noise, ignored), (scores, target, scale))
@@ -144,7 +144,7 @@ def _rows_of(mask: Tensor, scores: Tensor, target: Tensor, scale: Tensor) -> tup
 
 
 def value(scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int) -> tuple[Tensor, Tensor, Tensor]:
-    """log p (rows,) and what ``gradient`` needs; ``noise`` is a ``noises.key``, the others as for ``log_prob``.
+    """log p (rows,) and what ``gradient`` needs; ``noise`` is a ``Noise.key``, the others as for ``log_prob``.
 
     Raises:
         TypeError, ValueError: a dtype or a shape other than ``log_prob`` names, which the kernels would read as memory.
@@ -223,40 +223,57 @@ def _cuda(device: torch.device) -> Any:
 def _forward_slots(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
     """What a job needs of the noise, and the arrays to keep alive for it."""
     arrays = forward_arrays(noise, classes)
-    return _kernels().slots(arrays), arrays
+    return _kernels().FORWARD.tail(arrays), arrays
 
 
 @lru_cache(maxsize=64)
 def _backward_slots(noise: str) -> tuple[NDArray[np.int64], Any]:
-    arrays = flat_tables(noise)[2:]
-    return _kernels().slots(arrays), arrays
+    """As ``_forward_slots``, of the backward pass."""
+    arrays = backward_arrays(noise)
+    return _kernels().BACKWARD.tail(arrays), arrays
 
 
 def _run_forward(
-    scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, *outputs: Tensor
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, log_p: Tensor, weights: Tensor, where: Tensor
 ) -> tuple[bool, bool]:
     """Whether a row was bad, and whether one is left to the reference."""
-    return _run(_kernels().forward_team, _forward_slots(noise, scores.shape[-1]), ignored, scores, target, scale, *outputs)
+    kernels, (tail, _) = _kernels(), _forward_slots(noise, scores.shape[-1])
+    arrays = {
+        "scores": scores.contiguous(),
+        "target": target.contiguous(),
+        "scale": scale.contiguous(),
+        "log_p": log_p,
+        "weights": weights,
+        "where": where,
+    }
+    return _run(kernels.forward_team, kernels.FORWARD, ignored, arrays, tail)
 
 
 def _run_backward(
     scores: Tensor, target: Tensor, scale: Tensor, noise: str, upstream: Tensor, weights: Tensor, where: Tensor, grad: Tensor
 ) -> None:
-    of_the_noise = _backward_slots(noise)
-    _run(_kernels().backward_team, of_the_noise, 0, scores, target, scale, upstream, weights, where, grad)
+    kernels, (tail, _) = _kernels(), _backward_slots(noise)
+    arrays = {
+        "scores": scores.contiguous(),
+        "target": target.contiguous(),
+        "scale": scale.contiguous(),
+        "upstream": upstream.contiguous(),
+        "weights": weights.contiguous(),
+        "where": where.contiguous(),
+        "grad": grad,
+    }
+    _run(kernels.backward_team, kernels.BACKWARD, 0, arrays, tail)
 
 
-def _run(function: Any, of_the_noise: tuple[NDArray[np.int64], Any], ignored: int, *tensors: Tensor) -> tuple[bool, bool]:
-    rows, classes = tensors[0].shape
+def _run(function: Any, layout: Any, ignored: int, arrays: dict[str, Tensor], tail: NDArray[np.int64]) -> tuple[bool, bool]:
+    """Run a team function on all rows; ``arrays`` and ``tail`` as for ``Layout.job``; the result as of ``_run_forward``."""
+    rows, classes = arrays["scores"].shape
     size = max(1, min(torch.get_num_threads(), rows, rows * (classes + 64) // CLASSES_PER_THREAD))
-    head = [0, -(-rows // (TURNS * size)), 0, 0, rows, classes, ignored]
-    flat = [tensor.contiguous() for tensor in tensors]  # outputs are that already
-    for tensor in flat:
-        head += (tensor.data_ptr(), tensor.numel())
-    job = np.concatenate([np.array(head, np.int64), of_the_noise[0]])
+    numbers = {"turn": -(-rows // (TURNS * size)), "rows": rows, "classes": classes, "ignored": ignored}
+    job = layout.job(numbers, arrays, tail)
     run_team(function.ctypes, function.address, job.ctypes.data, size)
-    _, _, bad, hard = job[:4].tolist()
-    return bad != 0, hard != 0
+    result = layout.numbers
+    return bool(job[result.bad]), bool(job[result.unserved])
 
 
 def gradient(

@@ -22,7 +22,7 @@ OPERATION = "argmax_log_prob"
 
 
 def fast_kernel(scores: Tensor, noise: str) -> str:
-    """The kernel before the reference that can serve, or "reference"; ``noise`` is a ``noises.key``."""
+    """The kernel before the reference that can serve, or "reference"; ``noise`` is a ``Noise.key``."""
     kernels = (CPU,) if asked() == "cpu" else (CUDA, CPU)
     return next((kernel.name for kernel in kernels if not kernel.refusal(OPERATION, scores, noise)), REFERENCE.name)
 

@@ -135,14 +135,15 @@ def _kernels() -> Any:
     return entry
 
 
-def _run(function: Any, n: int, chunk: int, arrays: list[Array], panels: int = 0, kind: int = 0, wide: bool = False) -> None:
-    """Run a function of ``kernels.entry`` on a team of threads; the arguments are the numbers of its job."""
-    from lossmith.engine.runtime.launch import slots
-
-    head = np.array([0, 1, n, chunk, panels, kind, wide], np.int64)
-    job = np.concatenate([head, slots(arrays)])
+def _run(
+    function: Any, n: int, chunk: int, arrays: dict[str, Array], panels: int = 0, kind: int = 0, wide: bool = False
+) -> None:
+    """Run a function of ``kernels.entry`` on a team of threads; the first array has an entry a sample."""
+    numbers = {"samples": n, "chunk": chunk, "panels": panels, "kind": kind, "wide": wide}
+    job = _kernels().LAYOUTS[function.__name__].job(numbers, arrays)
     # ``scan_team`` has two chunks, the directions; for few scores one thread walks in both.
-    threads = max(1, min(torch.get_num_threads(), -(-n // chunk) if arrays[0].size > LEAST_CHUNK else 1))
+    is_large = next(iter(arrays.values())).size > LEAST_CHUNK
+    threads = max(1, min(torch.get_num_threads(), -(-n // chunk) if is_large else 1))
     run_team(function.ctypes, function.address, job.ctypes.data, threads)
 
 
@@ -164,7 +165,8 @@ def _survey(scores: Tensor, target: Tensor, scale: float, weight: Tensor | None,
     w = NO_WEIGHT if weight is None else weight.detach().contiguous().numpy()
     n, chunk = len(s), _chunk_size(len(s))
     side, surveys = np.empty(n, np.uint8), np.empty((-(-n // chunk), SURVEY_NUMBERS))
-    _run(kernels.survey_team, n, chunk, [s, side, w, y, surveys], kind=is_byte, wide=s.dtype == np.float64)
+    arrays = {"scores": s, "side": side, "weight": w, "target": y, "results": surveys}
+    _run(kernels.survey_team, n, chunk, arrays, kind=is_byte, wide=s.dtype == np.float64)
     (low, _, valid, _, _, _), (_, high, _, _, heaviest_winner, heaviest_loser) = surveys.min(0), surveys.max(0)
     positives = int(surveys[:, 3].sum())
     if not valid or not 0 < positives < n or not (heaviest_winner > 0 and heaviest_loser > 0):
@@ -198,7 +200,7 @@ def _gradients(samples: Samples, saved: tuple[Array, ...], upstream: float, need
     scale_sums = np.empty(-(-n // _chunk_size(n)))
     by_score, by_weight = np.empty_like(scores), np.empty(n if needs_weight else 0)
     function, arrays = (_read_off if samples.panels else _spread)(samples, saved, upstream)
-    arrays += [by_score, by_weight, scale_sums]
+    arrays |= {"by_score": by_score, "by_weight": by_weight, "scale_sums": scale_sums}
     _run(function, n, _chunk_size(n), arrays, panels=samples.panels, wide=scores.dtype == np.float64)
     return by_score, -float(scale_sums.sum()), by_weight
 
@@ -229,7 +231,7 @@ def _by_panels(samples: Samples, noise: Noise, differentiate: bool) -> tuple[flo
     n, size = len(scores), 2 * panels * TERMS
     chunk = max(_chunk_size(n), size)  # each chunk has sums of its own: together no more than the scores
     sums = np.zeros((-(-n // chunk), size))
-    arrays = [scores, side, weight, numbers, sums, np.zeros_like(sums)]
+    arrays = {"scores": scores, "side": side, "weight": weight, "numbers": numbers, "sums": sums, "fine": np.zeros_like(sums)}
     _run(_kernels().deposit_team, n, chunk, arrays, panels=panels, wide=scores.dtype == np.float64)
     total = sums[0]
     for chunk_sums in sums[1:]:
@@ -290,13 +292,14 @@ def _potentials(high: Array, low: Array, start: int, noise: Noise, width: float)
     return high_potential, low_potential
 
 
-def _read_off(samples: Samples, saved: tuple[Array, ...], upstream: float) -> tuple[Any, list[Array]]:
+def _read_off(samples: Samples, saved: tuple[Array, ...], upstream: float) -> tuple[Any, dict[str, Array]]:
     """The kernel of the gradients under smooth noise, and the arrays that it reads."""
     scores, side, weight, numbers, _, _ = samples
     values = upstream * saved[0]
     slopes = np.zeros_like(values)
     slopes[:, :-1] = values[:, 1:] * np.arange(1, TERMS) * (2 * numbers[2] / numbers[1])
-    return _kernels().read_off_team, [scores, side, weight, numbers, slopes, values]
+    arrays = {"scores": scores, "side": side, "weight": weight, "numbers": numbers, "slopes": slopes, "values": values}
+    return _kernels().read_off_team, arrays
 
 
 # Noise with kinks
@@ -307,24 +310,35 @@ def _by_rank(samples: Samples, noise: Noise, differentiate: bool) -> tuple[float
     kernels, scores, n = _kernels(), samples.scores, len(samples.scores)
     order = np.argsort(scores)
     x, side, weight = np.empty(n), np.empty(n, np.uint8), np.empty_like(samples.weight)
-    arrays = [*samples[:4], order, x, side, weight]
+    arrays = {
+        "scores": scores,
+        "side": samples.side,
+        "weight": samples.weight,
+        "numbers": samples.numbers,
+        "order": order,
+        "x": x,
+        "sorted_side": side,
+        "sorted_weight": weight,
+    }
     _run(kernels.arrange_team, n, _chunk_size(n), arrays, wide=scores.dtype == np.float64)
     directions = 2 if differentiate else 1
     wins, memory = np.empty(directions), np.zeros((directions, WINDOW_NUMBERS))
     slope, lost = np.empty((2, n if differentiate else 0)), np.empty((2, n if differentiate else 0))
     kind = KINDS[type(noise)]
-    _run(kernels.scan_team, directions, 1, [x, side, weight, wins, memory, slope, lost], kind=kind)
+    arrays = {"x": x, "side": side, "weight": weight, "wins": wins, "memory": memory, "slope": slope, "lost": lost}
+    _run(kernels.scan_team, directions, 1, arrays, kind=kind)
     auc = float(wins[0] / (samples.totals[0] * samples.totals[1]))
     return auc, (x, side, weight, order, slope, lost, np.array(auc)) if differentiate else ()
 
 
-def _spread(samples: Samples, saved: tuple[Array, ...], upstream: float) -> tuple[Any, list[Array]]:
+def _spread(samples: Samples, saved: tuple[Array, ...], upstream: float) -> tuple[Any, dict[str, Array]]:
     """The kernel of the gradients under noise with kinks, and the arrays that it reads."""
-    *arrays, auc = saved
+    x, side, weight, order, slope, lost, auc = saved
     winners, losers = samples.totals
     per_win = upstream / (winners * losers)
     factors = np.array([per_win / samples.numbers[1], per_win, upstream * float(auc) / winners, upstream * float(auc) / losers])
-    return _kernels().spread_team, [*arrays, factors]
+    arrays = {"x": x, "side": side, "weight": weight, "order": order, "slope": slope, "lost": lost, "factors": factors}
+    return _kernels().spread_team, arrays
 
 
 class _Auc(torch.autograd.Function):

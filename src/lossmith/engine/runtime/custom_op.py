@@ -56,9 +56,9 @@ def register(
         if torch.compiler.is_compiling() or not all(owns_memory(x) for x in tensors):
             if dtensor.is_sharded(tensors):
                 return dtensor.on_each_rank(lambda *local: call(local, noise, number), tensors, by_rows)
-            return operator(name, list(tensors), noises.key(noise), number)
+            return operator(name, list(tensors), noise.key, number)
         if any(is_wrapped(x) for x in tensors) and not transforms_of(tensors) <= set(transforms(noise)):
-            return _Value.apply(name, noises.key(noise), number, *tensors)  # type: ignore[no-untyped-call]
+            return _Value.apply(name, noise.key, number, *tensors)  # type: ignore[no-untyped-call]
         return function(tensors, noise, number)
 
     return call

@@ -1,23 +1,178 @@
-"""Jobs for the threads of a team (``threads``): an array of int64 to which all have the one pointer.
+"""Jobs for the threads of a team (``threads``): one array of int64, whose address all threads get.
 
-First the next piece of work to take, the pieces of a turn and numbers of the kernel's own, then addresses and sizes of arrays.
+A job holds first NEXT and TURN, then up to five numbers of the team function's own, then address and size of each array. A
+``Layout`` says where each number and each array stands. It is written once for each team function. Python builds jobs from it,
+and compiled code reads them by it:
+
+* Python calls ``Layout.job`` with named numbers and named arrays. Dtypes and contiguity are checked: the threads see addresses
+  only, and would read past an array of another dtype.
+* Compiled code has the positions as constants: ``job[NUMBERS.rows]`` and ``array(job, SLOTS.scores)``, where NUMBERS and SLOTS
+  are global variables that hold ``Layout.numbers`` and ``Layout.slots``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import namedtuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numba
 import numpy as np
+import torch
 from llvmlite import ir
-from numba.extending import intrinsic
+from numba.core.imputils import lower_constant
+from numba.extending import intrinsic, models, overload, register_model, typeof_impl
+from numba.np import arrayobj
 from numpy.typing import NDArray
+from torch import Tensor
 
-from lossmith.engine.runtime.compiled import jit
+NEXT = 0  # position of the next piece of work that no thread has taken
+TURN = 1  # position of the number of pieces that a thread takes at a time
+OWN = 2  # position of the first number of the team function's own
+ARRAYS = 7  # position of the first array
+SLOT_NUMBERS = 2  # numbers of an array in a job: address, and size in elements
 
-NEXT, TURN, ARRAYS = 0, 1, 7
-SLOTS = 2  # of an array in a job: address and size
+Dtype = type[np.generic]
+_TORCH: dict[Dtype, torch.dtype] = {
+    np.float32: torch.float32,
+    np.float64: torch.float64,
+    np.int32: torch.int32,
+    np.int64: torch.int64,
+    np.uint8: torch.uint8,
+}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One array of a job.
+
+    Args:
+        name: of the array.
+        dtypes: one dtype, or those that the array may have; slots with the same choice have the same dtype in one job.
+        place: from 0 on, among the arrays of the job.
+    """
+
+    name: str
+    dtypes: tuple[Dtype, ...]
+    place: int
+
+    def accepted(self) -> frozenset[Any]:
+        """The dtypes as those of numpy and as those of torch."""
+        return frozenset((*map(np.dtype, self.dtypes), *(_TORCH[dtype] for dtype in self.dtypes)))
+
+
+def _record(name: str, fields: Iterable[str], values: Iterable[Any]) -> Any:
+    """A named tuple, which numba takes for a constant where it is a global variable."""
+    record: Any = namedtuple(name, list(fields))  # type: ignore[misc]
+    return record(*values)
+
+
+class Layout:
+    """Where the numbers and the arrays of a job stand.
+
+    Args:
+        name: of the team function.
+        numbers: names of the team function's own numbers, at most five.
+        arrays: dtype of each array, or a tuple of dtypes that it may have, in their order in the job.
+
+    Attributes:
+        numbers: positions in a job, int, by name, ``next`` and ``turn`` among them.
+        slots: ``Slot`` by name.
+        size: how many int64 a job has.
+    """
+
+    def __init__(self, name: str, numbers: tuple[str, ...], /, **arrays: Dtype | tuple[Dtype, ...]) -> None:
+        if len(numbers) > ARRAYS - OWN:
+            raise ValueError(f"{name}: expected at most {ARRAYS - OWN} numbers, got {len(numbers)}")
+        made = [
+            Slot(key, dtypes if isinstance(dtypes, tuple) else (dtypes,), place)
+            for place, (key, dtypes) in enumerate(arrays.items())
+        ]
+        self.name = name
+        self.size = ARRAYS + SLOT_NUMBERS * len(made)
+        self.numbers: Any = _record("numbers", ("next", "turn", *numbers), range(OWN + len(numbers)))
+        self.slots: Any = _record("slots", arrays, made)
+        self._checks = [(slot, slot.name, slot.accepted()) for slot in made]
+        self._names = (*self.numbers._fields, *[""] * (ARRAYS - OWN - len(numbers)))
+
+    def tail(self, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        """The part of a job for its last arrays, which may serve many jobs and which the arrays must outlive.
+
+        Raises:
+            TypeError: as ``job``.
+        """
+        return np.array(self._part(self._checks[len(self._checks) - len(arrays) :], arrays), np.int64)
+
+    def job(
+        self, numbers: Mapping[str, int], arrays: Mapping[str, Tensor | NDArray[Any]], tail: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """A job.
+
+        Args:
+            numbers: by name; those left out are 0.
+            arrays: by name, contiguous; they must outlive the job.
+            tail: from ``tail``: for the last arrays.
+
+        Raises:
+            TypeError: an array is missing, unknown or not contiguous, or has another dtype than its slot.
+        """
+        head = [numbers.get(name, 0) for name in self._names]
+        if tail is None:
+            return np.array(head + self._part(self._checks, arrays), np.int64)
+        own = len(self._checks) - len(tail) // SLOT_NUMBERS
+        return np.concatenate((np.array(head + self._part(self._checks[:own], arrays), np.int64), tail))
+
+    def _part(self, checks: list[tuple[Slot, str, frozenset[Any]]], arrays: Mapping[str, Any]) -> list[int]:
+        """Address and size of each array."""
+        part: list[int] = []
+        chosen: dict[tuple[Dtype, ...], Any] = {}
+        if len(arrays) != len(checks):
+            raise self._names_differ(checks, arrays)
+        for slot, name, accepted in checks:
+            array = arrays.get(name)
+            if array is None:
+                raise self._names_differ(checks, arrays)
+            dtype = array.dtype
+            if dtype not in accepted or (len(slot.dtypes) > 1 and chosen.setdefault(slot.dtypes, dtype) != dtype):
+                expected = chosen.get(slot.dtypes) or " or ".join(each.__name__ for each in slot.dtypes)
+                raise TypeError(f"{self.name}: {name}: expected {expected}, got {dtype}")
+            if isinstance(array, Tensor):
+                contiguous, address, size = array.is_contiguous(), array.data_ptr(), array.numel()
+            else:
+                contiguous, address, size = array.flags.c_contiguous, array.ctypes.data, array.size
+            if not contiguous:
+                raise TypeError(f"{self.name}: {name}: expected a contiguous array; call contiguous() first")
+            part += (address, size)
+        return part
+
+    def _names_differ(self, checks: list[tuple[Slot, str, frozenset[Any]]], arrays: Mapping[str, Any]) -> TypeError:
+        expected = [name for _, name, _ in checks]
+        return TypeError(f"{self.name}: expected the arrays {', '.join(expected)}, got {', '.join(arrays)}")
+
+
+# In compiled code
+
+
+class _SlotType(numba.types.Opaque):
+    """numba's type of a ``Slot``: its place and, if it has but one dtype, that dtype are known when code is compiled."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.place, self.dtype = slot.place, slot.dtypes[0] if len(slot.dtypes) == 1 else None
+        super().__init__(f"Slot({slot.place}, {self.dtype})")
+
+
+@typeof_impl.register(Slot)
+def _type_of_slot(slot, context):
+    return _SlotType(slot)
+
+
+register_model(_SlotType)(models.OpaqueModel)
+
+
+@lower_constant(_SlotType)  # type: ignore[no-untyped-call]
+def _constant_slot(context, builder, kind, value):
+    return context.get_dummy_value()
 
 
 @intrinsic
@@ -32,22 +187,44 @@ def take(typing, place, amount):
 
 
 @intrinsic
-def _pointer(typing, address):
-    """An address as a pointer."""
+def _array_at(typing, address, size, dtype):
+    """The array of so many elements at an address, in one dimension, without counts of references.
+
+    An intrinsic: ``numba.carray`` says the same, and takes a tenth of a second to compile at each use.
+    """
+    kind = numba.types.Array(dtype.dtype, 1, "C")
 
     def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(numba.types.voidptr))
+        where, count, _ = arguments
+        made = context.make_array(kind)(context, builder)
+        element = context.get_data_type(kind.dtype)
+        width = context.get_constant(numba.types.intp, context.get_abi_sizeof(element))
+        pointer = builder.inttoptr(where, element.as_pointer())
+        arrayobj.populate_array(made, pointer, [count], [width], width, None)
+        return made._getvalue()
 
-    return numba.types.voidptr(numba.int64), generate
+    return kind(numba.int64, numba.int64, dtype), generate
 
 
-@jit
-def array(job, place, dtype):
-    """The array in a slot, in one dimension."""
-    at = ARRAYS + place * SLOTS
-    return numba.carray(_pointer(job[at]), job[at + 1], dtype)
+def array(job: Any, slot: Any) -> Any:
+    """The array of a slot, in one dimension, with the slot's dtype; for compiled code."""
+    raise NotImplementedError
 
 
-def slots(arrays: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    """The part of a job for contiguous arrays, which must outlive it."""
-    return np.array([(array.ctypes.data, array.size) for array in arrays], np.int64).ravel()
+def array_as(job: Any, slot: Any, dtype: Any) -> Any:
+    """The array of a slot, in one dimension, its memory read as ``dtype``; for compiled code."""
+    raise NotImplementedError
+
+
+@overload(array)
+def _array(job, slot):
+    position, dtype = ARRAYS + SLOT_NUMBERS * slot.place, slot.dtype
+    if dtype is None:
+        raise numba.core.errors.TypingError("the slot has a choice of dtypes: array_as says which")
+    return lambda job, slot: _array_at(job[position], job[position + 1], dtype)
+
+
+@overload(array_as)
+def _array_as(job, slot, dtype):
+    position = ARRAYS + SLOT_NUMBERS * slot.place
+    return lambda job, slot, dtype: _array_at(job[position], job[position + 1], dtype)

@@ -1,8 +1,6 @@
-"""The kernels of ``cpu`` as C functions of one pointer, which any number of threads may enter together (``threads``).
+"""The kernels of ``cpu`` as team functions: C functions of the address of a job, for any number of threads (``launch``).
 
-The pointer is to a job, an array of int64: the next row, the rows of a turn, whether a row was bad, whether one was left to
-the reference, B, C, the target that asks for nothing, and the addresses and sizes of arrays. Each thread takes turns until no
-row is left.
+``FORWARD`` and ``BACKWARD`` say what a job holds. Each thread takes rows until none is left.
 """
 
 from __future__ import annotations
@@ -13,56 +11,87 @@ import numpy as np
 from lossmith.engine.argmax.kernels.cpu import backward, forward
 from lossmith.engine.argmax.kernels.record import COLUMNS
 from lossmith.engine.runtime.compiled import team_function
-from lossmith.engine.runtime.launch import ARRAYS, NEXT, SLOTS, TURN, array, take
-from lossmith.engine.runtime.launch import slots as slots
+from lossmith.engine.runtime.launch import Layout, array, array_as, take
 
-BAD, LEFT, ROWS, CLASSES, IGNORED = 2, 3, 4, 5, 6
+# bad: result, 1 if a row or a target was bad. unserved: result, 1 if a row was left to the reference. rows, classes: of the
+# scores. ignored: the target of a row that is not looked at.
+_NUMBERS = ("bad", "unserved", "rows", "classes", "ignored")
+
+FORWARD = Layout(
+    "forward_team",
+    _NUMBERS,
+    scores=np.float32,
+    target=np.int64,
+    scale=np.float32,
+    log_p=np.float32,
+    weights=np.float32,
+    where=np.int32,
+    log_cdf=np.float32,  # from here on, those of ``tables.forward_arrays``
+    log_prob=np.float32,
+    lowest=np.float64,
+    depth=np.int32,
+    numbers=np.float64,
+)
+BACKWARD = Layout(
+    "backward_team",
+    _NUMBERS,
+    scores=np.float32,
+    target=np.int64,
+    scale=np.float32,
+    upstream=np.float32,
+    weights=np.float32,
+    where=np.int32,
+    grad=np.float32,
+    slope_by_cell=np.float32,  # from here on, those of ``tables.backward_arrays``
+    slope=np.float32,
+)
+# Global tuples: constants for numba.
+_NUMBER = FORWARD.numbers  # positions, the same in both layouts
+_IN, _BACK = FORWARD.slots, BACKWARD.slots
+_FORWARD_SIZE, _BACKWARD_SIZE = FORWARD.size, BACKWARD.size
 
 
 @team_function
 def forward_team(data):
-    """``cpu.forward`` on the rows of a job with scores, target, scale, out, weights, where and the arrays of the noise."""
-    head = numba.carray(data, (ARRAYS,), np.int64)
-    B, C = head[ROWS], head[CLASSES]
-    job = numba.carray(data, (ARRAYS + 11 * SLOTS,), np.int64)
-    scores, bits = array(job, 0, np.float32), array(job, 0, np.int32)
-    target, scale = array(job, 1, np.int64), array(job, 2, np.float32)
-    out, weights, where = array(job, 3, np.float32), array(job, 4, np.float32), array(job, 5, np.int32).reshape(B, COLUMNS)
-    log_cdf, log_prob = array(job, 6, np.float32), array(job, 7, np.float32)
-    lowest, depth, numbers = array(job, 8, np.float64), array(job, 9, np.int32), array(job, 10, np.float64)
+    """``cpu.forward`` on the rows of a job of the layout ``FORWARD``; data: address of the job."""
+    job = numba.carray(data, (_FORWARD_SIZE,), np.int64)
+    B, C, ignored = job[_NUMBER.rows], job[_NUMBER.classes], job[_NUMBER.ignored]
+    scores, bits = array(job, _IN.scores), array_as(job, _IN.scores, np.int32)
+    target, scale = array(job, _IN.target), array(job, _IN.scale)
+    log_p, weights, where = array(job, _IN.log_p), array(job, _IN.weights), array(job, _IN.where).reshape(B, COLUMNS)
+    log_cdf, log_prob = array(job, _IN.log_cdf), array(job, _IN.log_prob)
+    lowest, depth, numbers = array(job, _IN.lowest), array(job, _IN.depth), array(job, _IN.numbers)
     high, least_lead, most_lead, sure_lead = numbers[0], numbers[1], numbers[2], numbers[3]
     coarsest, guess, steepness = int(numbers[4]), numbers[5], numbers[6]
     while True:
-        first = take(job.ctypes.data + 8 * NEXT, job[TURN])
+        first = take(job.ctypes.data + 8 * _NUMBER.next, job[_NUMBER.turn])
         if first >= B:
             return
-        last = min(first + job[TURN], B)
-        bad, hard = forward(
+        last = min(first + job[_NUMBER.turn], B)
+        bad, unserved = forward(
             scores, bits, target, scale, log_cdf, log_prob, lowest, depth, high, least_lead, most_lead, sure_lead,
-            coarsest, guess, steepness, head[IGNORED], C, out, weights, len(weights) // B, where, first, last,
+            coarsest, guess, steepness, ignored, C, log_p, weights, len(weights) // B, where, first, last,
         )  # fmt: skip
         if bad:
-            job[BAD] = 1
-        if hard:
-            job[LEFT] = 1
+            job[_NUMBER.bad] = 1
+        if unserved:
+            job[_NUMBER.unserved] = 1
 
 
 @team_function
 def backward_team(data):
-    """``cpu.backward`` on the rows of a job with scores, target, scale, upstream, weights, where, gradient and slopes."""
-    head = numba.carray(data, (ARRAYS,), np.int64)
-    B, C = head[ROWS], head[CLASSES]
-    job = numba.carray(data, (ARRAYS + 9 * SLOTS,), np.int64)
-    scores, bits = array(job, 0, np.float32), array(job, 0, np.int32)
-    target, scale, upstream = array(job, 1, np.int64), array(job, 2, np.float32), array(job, 3, np.float32)
-    weights, grad = array(job, 4, np.float32), array(job, 6, np.float32)
-    where = array(job, 5, np.int32).reshape(B, COLUMNS)
-    slope_by_cell, slope = array(job, 7, np.float32), array(job, 8, np.float32)
+    """``cpu.backward`` on the rows of a job of the layout ``BACKWARD``; data: address of the job."""
+    job = numba.carray(data, (_BACKWARD_SIZE,), np.int64)
+    B, C = job[_NUMBER.rows], job[_NUMBER.classes]
+    scores, bits = array(job, _BACK.scores), array_as(job, _BACK.scores, np.int32)
+    target, scale, upstream = array(job, _BACK.target), array(job, _BACK.scale), array(job, _BACK.upstream)
+    weights, where = array(job, _BACK.weights), array(job, _BACK.where).reshape(B, COLUMNS)
+    grad, slope_by_cell, slope = array(job, _BACK.grad), array(job, _BACK.slope_by_cell), array(job, _BACK.slope)
     while True:
-        first = take(job.ctypes.data + 8 * NEXT, job[TURN])
+        first = take(job.ctypes.data + 8 * _NUMBER.next, job[_NUMBER.turn])
         if first >= B:
             return
-        last = min(first + job[TURN], B)
+        last = min(first + job[_NUMBER.turn], B)
         backward(
             scores, bits, target, scale, slope_by_cell, slope, upstream, weights, len(weights) // B, where, grad, C,
             first, last,

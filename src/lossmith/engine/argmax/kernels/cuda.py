@@ -97,7 +97,7 @@ def forward(
         scores: (rows, C) float32, any strides.
         target: (rows,) int64.
         scale: (1,) or (rows,) float32.
-        noise: a ``noises.key`` that has tables.
+        noise: a ``Noise.key`` that has tables.
         ignored: the target that nothing is asked of.
         log_p: (rows,) float32, written to, as are the next two; all three contiguous.
         weights: (rows, most) float32.

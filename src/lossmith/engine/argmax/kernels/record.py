@@ -63,5 +63,5 @@ CLASSES_PER_THREAD = 1 << 13
 
 @cache
 def kept_thresholds(noise: str) -> int:
-    """The most thresholds of a row that are kept for backward; ``noise`` is a ``noises.key``."""
+    """The most thresholds of a row that are kept for backward; ``noise`` is a ``Noise.key``."""
     return KEPT_NORMAL if noise == "normal" else KEPT_OTHER

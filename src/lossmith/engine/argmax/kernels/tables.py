@@ -159,23 +159,32 @@ def _fit(function: Callable[[Tensor], Tensor], at: Tensor) -> Table | None:
 
 @lru_cache(maxsize=64)
 def tables_of(key: str) -> Tables | None:
-    """The tables of the noise with that ``noises.key``, made once; None where ``tables`` gives None."""
+    """The tables of the noise with that ``Noise.key``, made once; None where ``tables`` gives None."""
     return apart(lambda: tables(noises.by_key(key)))  # where no transform of torch.func wraps what it makes
 
 
 @lru_cache(maxsize=64)
-def flat_tables(noise: str) -> list[NDArray[np.float32]]:
-    """The tables of all levels, one after the other."""
+def flat_tables(noise: str) -> dict[str, NDArray[np.float32]]:
+    """The tables of all levels, one after the other: log_cdf, log_prob, slope_by_cell and slope of ``Tables``."""
     made = tables_of(noise)
     assert made is not None
-    kinds = made.log_cdf, made.log_prob, made.slope_by_cell, made.slope
-    return [np.concatenate([table.ravel() for table in levels]) for levels in kinds]
+    kinds = {
+        "log_cdf": made.log_cdf,
+        "log_prob": made.log_prob,
+        "slope_by_cell": made.slope_by_cell,
+        "slope": made.slope,
+    }
+    return {name: np.concatenate([table.ravel() for table in levels]) for name, levels in kinds.items()}
 
 
 @lru_cache(maxsize=256)
-def forward_arrays(noise: str, classes: int) -> list[NDArray[Any]]:
-    """log F and log f, the lowest thresholds, the depths, and numbers: high, the three leads, coarsest, guess, steepness."""
-    made = tables_of(noise)
+def forward_arrays(noise: str, classes: int) -> dict[str, NDArray[Any]]:
+    """What the forward pass takes of a noise: log_cdf and log_prob of ``flat_tables``, lowest and depth of ``Tables``, numbers.
+
+    numbers: (7,) float64: high, the three leads and coarsest of ``Tables``; the quantile 1 − 1/C; the steepness 1/β of C − 1
+    rivals.
+    """
+    made, flat = tables_of(noise), flat_tables(noise)
     assert made is not None
     law, rivals = noises.by_key(noise), classes - 1
     levels = torch.tensor([1 - 1 / classes, math.exp(-1 / rivals)], dtype=torch.float64, device="cpu")
@@ -190,4 +199,17 @@ def forward_arrays(noise: str, classes: int) -> list[NDArray[Any]]:
         float(highest_of_equals),
         float(steepness),
     ]
-    return [*flat_tables(noise)[:2], made.lowest, made.depth, np.array(numbers)]
+    return {
+        "log_cdf": flat["log_cdf"],
+        "log_prob": flat["log_prob"],
+        "lowest": made.lowest,
+        "depth": made.depth,
+        "numbers": np.array(numbers),
+    }
+
+
+@lru_cache(maxsize=64)
+def backward_arrays(noise: str) -> dict[str, NDArray[np.float32]]:
+    """What the backward pass takes of a noise: slope_by_cell and slope of ``flat_tables``."""
+    flat = flat_tables(noise)
+    return {name: flat[name] for name in ("slope_by_cell", "slope")}

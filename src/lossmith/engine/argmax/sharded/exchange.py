@@ -22,7 +22,7 @@ from lossmith.engine.argmax.kernels.record import (
     UNSERVED,
     kept_thresholds,
 )
-from lossmith.engine.argmax.kernels.tables import MOMENTS, flat_tables, forward_arrays
+from lossmith.engine.argmax.kernels.tables import MOMENTS, backward_arrays, forward_arrays
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.threads import in_parts
 from lossmith.noise import Noise
@@ -97,10 +97,10 @@ def log_prob(
         COLUMNS), in which a status UNSERVED says that the row is left to others.
     """
     module = module or kernels()
-    log_cdf, log_density, lowest, depth, numbers = forward_arrays(noises.key(noise), classes)
+    log_cdf, log_density, lowest, depth, numbers = forward_arrays(noise.key, classes).values()
     high, least_lead, most_lead, sure_lead, coarsest, guess, steepness = numbers.tolist()
     B, C = scores.shape
-    most = kept_thresholds(noises.key(noise))
+    most = kept_thresholds(noise.key)
     log_p, weights, where = torch.zeros(B), torch.zeros(B, most), torch.zeros(B, COLUMNS, dtype=torch.int32)
     lead = (own.double() - top.double()) / sigma
     where[:, STATUS] = torch.where(some & (lead < sure_lead), OPEN, SURE)
@@ -140,7 +140,7 @@ def gradient(
     module: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Σ upstream · log p differentiated in this rank's rivals, (rows, C_r), 0 at the target; and its sums (rows,) float64."""
-    _, _, slope_by_cell, slope = flat_tables(noises.key(noise))
+    slope_by_cell, slope = backward_arrays(noise.key).values()
     B, C = scores.shape
     grad, rest = torch.empty_like(scores), torch.zeros(B, dtype=torch.float64)
     z, bits, y, highest, per_unit, up, shares, state, out, sums = _arrays(
