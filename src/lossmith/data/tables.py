@@ -175,12 +175,12 @@ def _separator(content: str, where: str, ending: str) -> str:
         raise InputError(f"{where}: expected {ending[1:].upper()}, but the content is ARFF; give it the ending .arff")
     bare = re.sub(r'"[^"]*("|$)', "", lines[0])
     present = [separator for separator in _SEPARATORS if separator in bare]
-    fits, other = (["\t"], ".csv") if ending == ".tsv" else ([",", ";"], ".tsv")
+    fits, fitting_ending = (["\t"], ".csv") if ending == ".tsv" else ([",", ";"], ".tsv")
     found = next((separator for separator in fits + present if separator in present), fits[0])
     if found not in fits:
         raise InputError(
             f"{where}: a {ending} file is separated by {' or '.join(_SEPARATORS[fit] + 's' for fit in fits)}, "
-            f"but the header is separated by {_SEPARATORS[found]}s; give the file the ending {other}"
+            f"but the header is separated by {_SEPARATORS[found]}s; give the file the ending {fitting_ending}"
         )
     return found
 

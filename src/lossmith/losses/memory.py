@@ -45,11 +45,12 @@ class ScoreMemory(nn.Module):
                 f"memory: expected samples of shape {tuple(self.scores.shape[1:])} as before, got {tuple(scores.shape[1:])}; "
                 "make a new loss for another task"
             )
-        known = self.scores[-self.size :], self.target[-self.size :]  # a larger memory may have been loaded
-        before = (known[0].to(scores), known[1].to(target)) if len(self.scores) else (scores[:0].detach(), target[:0])
-        together = torch.cat([before[0], scores]), torch.cat([before[1], target])
-        self.scores, self.target = (x[-self.size :].detach().clone() for x in together)
-        return together
+        if len(self.scores):
+            last = slice(-self.size, None)  # a larger memory may have been loaded
+            scores = torch.cat([self.scores[last].to(scores), scores])
+            target = torch.cat([self.target[last].to(target), target])
+        self.scores, self.target = (x[-self.size :].detach().clone() for x in (scores, target))
+        return scores, target
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         for name in ("scores", "target"):  # how many there are depends on how far a training has come

@@ -82,8 +82,8 @@ def _frame(axes: Axes, heights: np.ndarray[tuple[int], np.dtype[np.float64]]) ->
     low, high = float(min(heights.min(), 0.0)), float(heights.max())
     high = min(high, max(12 * float(np.median(np.abs(heights))), 6.0))
     low = max(low, -high) if high > 0 else low
-    room = 0.08 * (high - low or 1.0)
-    axes.set_ylim(low - room, high + 5 * room)  # the legend's place
+    gap = 0.08 * (high - low or 1.0)
+    axes.set_ylim(low - gap, high + 5 * gap)  # the legend's place
 
 
 def _metric_pull(report: Any, t: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

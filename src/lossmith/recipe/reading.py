@@ -34,8 +34,8 @@ def breaks(
     height = float(np.ptp(finite[(np.abs(leads) < 10 * unit) & np.isfinite(values)]))  # of what is not mere rounding
     kinks = _pin(probe, leads, np.flatnonzero((rate > 3 * around) & (change > 1e-3 * near + 1e-9 * height / unit)), 1)
     rise = np.abs(np.diff(finite))
-    room = 4 * near * np.diff(leads) + 1e-9 * height
-    jumps = _pin(probe, leads, np.flatnonzero(rise > room), 0)
+    allowance = 4 * near * np.diff(leads) + 1e-9 * height
+    jumps = _pin(probe, leads, np.flatnonzero(rise > allowance), 0)
     return tuple(t for t in kinks if t not in jumps), jumps
 
 
@@ -57,7 +57,7 @@ def _pin(probe: Probe, leads: Array, suspects: Iterable[Any], which: int) -> tup
                 break
         else:
             t = round((low + high) / 2, 8)
-            if not any(math.isclose(t, other, rel_tol=1e-6, abs_tol=1e-8) for other in found):
+            if not any(math.isclose(t, taken, rel_tol=1e-6, abs_tol=1e-8) for taken in found):
                 found.append(t)
     return tuple(found)
 

@@ -381,9 +381,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from lossmith.engine.argmax.kernels import cuda
 
-types = dict.fromkeys(["stride", "scale_stride", "most", "C"], "i32") | dict.fromkeys(["Q", "WIDE", "TILE"], "constexpr")
+types = dict.fromkeys(["stride", "scale_stride", "capacity", "C"], "i32") | dict.fromkeys(["Q", "WIDE", "TILE"], "constexpr")
 types |= dict.fromkeys(["high", "guess", "least_lead", "most_lead", "sure_lead"], "fp32")
-types |= dict.fromkeys(["depth", "where"], "*i32")
+types |= dict.fromkeys(["depth", "records"], "*i32")
 types |= {"target": "*i64", "ignored": "i64"}
 for kernel in (cuda._forward, cuda._backward):
     options = cuda._options(1000, 96)

@@ -29,11 +29,11 @@ def bits_of(number):  # type: ignore[no-untyped-def]
 @numba.njit
 def swap(arrays):  # type: ignore[no-untyped-def]
     """The first half of each becomes that of the other."""
-    one, other = simd.borrowed(arrays)
+    one, other = simd.uncounted(arrays)
     for i in range(len(one) // 2):
         one[i], other[i] = other[i], one[i]
     total = one.sum() - other.sum()
-    simd.kept(arrays)
+    simd.keep_alive(arrays)
     return total
 
 
@@ -65,7 +65,7 @@ def test_bits_are_those_of_numpys_view() -> None:
     np.testing.assert_array_equal(found.view(np.int32), bits)
 
 
-def test_borrowed_arrays_are_the_arrays_and_leave_no_counts_behind() -> None:
+def test_uncounted_arrays_are_the_arrays_and_leave_no_counts_behind() -> None:
     one, other = np.arange(6.0), -np.arange(6.0)
     counts = sys.getrefcount(one), sys.getrefcount(other)
     for _ in range(3):

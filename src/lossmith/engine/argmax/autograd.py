@@ -157,13 +157,13 @@ def _value(
     scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, kernel: str
 ) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
     """As ``value``, and whether rows were left to the reference."""
-    log_p, _, where = outputs = _outputs(scores, noise)
-    bad, hard = False, True
+    log_p, _, records = outputs = _outputs(scores, noise)
+    bad, unserved = False, True
     if kernel != "reference":
         record(kernel)
         try:
             run = _cuda(scores.device).forward if kernel == "cuda" else _run_forward
-            bad, hard = run(scores, target, scale, noise, ignored, *outputs)
+            bad, unserved = run(scores, target, scale, noise, ignored, *outputs)
         except Exception as error:  # whatever it is, there is another way, and the user learns of it
             give_up(OPERATION, kernel, error)
             kernel = "reference"
@@ -173,12 +173,12 @@ def _value(
     if kernel == "reference":
         record("reference")
         log_p.zero_()
-        where[:, STATUS] = torch.where(target == ignored, SURE, UNSERVED)
-    if hard:
-        left = where[:, STATUS] == UNSERVED
-        rows = _rows_of(left, scores, target, scale)
-        log_p.masked_scatter_(left, _by_reference(*rows, noises.by_key(noise), ignored))
-    return outputs, hard
+        records[:, STATUS] = torch.where(target == ignored, SURE, UNSERVED)
+    if unserved:
+        remaining = records[:, STATUS] == UNSERVED
+        rows = _rows_of(remaining, scores, target, scale)
+        log_p.masked_scatter_(remaining, _by_reference(*rows, noises.by_key(noise), ignored))
+    return outputs, unserved
 
 
 def _check_memory(scores: Tensor, target: Tensor, scale: Tensor) -> None:
@@ -234,7 +234,7 @@ def _backward_slots(noise: str) -> tuple[NDArray[np.int64], Any]:
 
 
 def _run_forward(
-    scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, log_p: Tensor, weights: Tensor, where: Tensor
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, log_p: Tensor, weights: Tensor, records: Tensor
 ) -> tuple[bool, bool]:
     """Whether a row was bad, and whether one is left to the reference."""
     kernels, (tail, _) = _kernels(), _forward_slots(noise, scores.shape[-1])
@@ -244,13 +244,13 @@ def _run_forward(
         "scale": scale.contiguous(),
         "log_p": log_p,
         "weights": weights,
-        "where": where,
+        "records": records,
     }
     return _run(kernels.forward_team, kernels.FORWARD, ignored, arrays, tail)
 
 
 def _run_backward(
-    scores: Tensor, target: Tensor, scale: Tensor, noise: str, upstream: Tensor, weights: Tensor, where: Tensor, grad: Tensor
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, upstream: Tensor, weights: Tensor, records: Tensor, grad: Tensor
 ) -> None:
     kernels, (tail, _) = _kernels(), _backward_slots(noise)
     arrays = {
@@ -259,7 +259,7 @@ def _run_backward(
         "scale": scale.contiguous(),
         "upstream": upstream.contiguous(),
         "weights": weights.contiguous(),
-        "where": where.contiguous(),
+        "records": records.contiguous(),
         "grad": grad,
     }
     _run(kernels.backward_team, kernels.BACKWARD, 0, arrays, tail)
@@ -283,25 +283,32 @@ def gradient(
     noise: str,
     upstream: Tensor,
     weights: Tensor,
-    where: Tensor,
-    hard: bool = True,
+    records: Tensor,
+    unserved: bool = True,
 ) -> Tensor:
-    """Σ upstream · log p differentiated in the scores, (rows, C); not ``hard``: no row was left to the reference.
+    """Σ upstream · log p differentiated in the scores, (rows, C); not ``unserved``: no row was left to the reference.
 
     Raises:
         TypeError, ValueError: as ``value``.
     """
     _check_memory(scores, target, scale)
-    if upstream.dtype != scores.dtype or weights.dtype != torch.float32 or where.dtype != torch.int32:
+    if upstream.dtype != scores.dtype or weights.dtype != torch.float32 or records.dtype != torch.int32:
         raise TypeError(
-            f"upstream, weights, where: expected what the value's operator gave, got {upstream.dtype}, "
-            f"{weights.dtype}, {where.dtype}"
+            f"upstream, weights, records: expected what the value's operator gave, got {upstream.dtype}, "
+            f"{weights.dtype}, {records.dtype}"
         )
-    return _gradient(scores, target, scale, noise, upstream, weights, where, hard)
+    return _gradient(scores, target, scale, noise, upstream, weights, records, unserved)
 
 
 def _gradient(
-    scores: Tensor, target: Tensor, scale: Tensor, noise: str, upstream: Tensor, weights: Tensor, where: Tensor, hard: bool
+    scores: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    noise: str,
+    upstream: Tensor,
+    weights: Tensor,
+    records: Tensor,
+    unserved: bool,
 ) -> Tensor:
     """As ``gradient``, of tensors that ``_value`` has met."""
     grad, kernel = torch.empty_like(scores, memory_format=torch.contiguous_format), fast_kernel(scores, noise)
@@ -309,19 +316,19 @@ def _gradient(
     if served:
         try:
             run = _cuda(scores.device).backward if kernel == "cuda" else _run_backward
-            run(scores, target, scale, noise, upstream, weights, where, grad)
+            run(scores, target, scale, noise, upstream, weights, records, grad)
         except Exception as error:
             give_up(OPERATION, kernel, error)
             served = False
-    if served and not hard:
+    if served and not unserved:
         return grad
-    left = where[:, STATUS] == UNSERVED
+    remaining = records[:, STATUS] == UNSERVED
     if not served:
         grad.zero_()
-        left |= where[:, STATUS] == DONE  # by a kernel that has failed since
-    if left.any():
-        rows = _rows_of(left, scores, target, scale)
-        grad[left] = apart(lambda: _differentiable(*rows, upstream[left], noise)[1].detach())
+        remaining |= records[:, STATUS] == DONE  # by a kernel that has failed since
+    if remaining.any():
+        rows = _rows_of(remaining, scores, target, scale)
+        grad[remaining] = apart(lambda: _differentiable(*rows, upstream[remaining], noise)[1].detach())
     return grad
 
 
@@ -372,14 +379,14 @@ def _of_inputs(ctx: Any, grad: Tensor, scores: Tensor, scale: Tensor) -> tuple[T
 class _PlainValue(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output, ctx.hard = _value(*inputs)
+        output, ctx.unserved = _value(*inputs)
         _Value.setup_context(ctx, inputs[:-1], output)  # the last is the kernel, which the backward pass chooses anew
         return output
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
         scores, target, scale, *kept = ctx.saved_tensors
-        inputs = scores, target, scale, ctx.noise, upstream, *kept, ctx.hard
+        inputs = scores, target, scale, ctx.noise, upstream, *kept, ctx.unserved
         twice = torch.is_grad_enabled()  # create_graph=True
         grad = _PlainGradient.apply(*inputs) if twice else _gradient(*inputs)  # type: ignore[no-untyped-call]
         return *_of_inputs(ctx, grad, scores, scale), None

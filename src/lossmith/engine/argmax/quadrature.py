@@ -55,9 +55,9 @@ class Panels(NamedTuple):
         """The panels where ``mask`` is true."""
         return Panels(*(column[mask] for column in self))
 
-    def join(self, other: Panels) -> Panels:
+    def join(self, more: Panels) -> Panels:
         """These and the others."""
-        return Panels(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+        return Panels(*(torch.cat(pair) for pair in zip(self, more, strict=True)))
 
 
 class _Sizes(NamedTuple):

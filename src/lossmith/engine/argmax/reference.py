@@ -52,6 +52,7 @@ ROUGH = 0.1  # error at which it is seen where an integrand lives
 
 CHUNK = 1 << 19  # most elements of one (rows, nodes, classes) block; larger work is cut up and recomputed in backward
 OVER = 100.0  # nats: where a tail is lighter than exp(−OVER), it is over
+POWERS_OF_4 = 490  # the last one is nearly the largest float64
 FAR = 1e30  # where a class goes that is removed, if nodes follow the kinks
 LEAST = -690.0  # log(1 − p) below which p is 1: numbers near the smallest have few digits, and refining their stairs never ends
 LEVELS = [1e-9, 1e-6, 1e-4, 1e-3, *(i / 64 for i in range(1, 64)), 0.999, 0.9999, 1 - 1e-6]  # of the noise, for ``_place``
@@ -273,7 +274,7 @@ def _nowhere(noise: Noise) -> float:
 def _distances(noise: Noise) -> Tensor:
     """From the middle of the noise outwards, in factors of 4, to where its tails are over."""
     middle, unit = _location(noise)
-    distance = 2 * unit * 4.0 ** torch.arange(490, dtype=torch.float64)
+    distance = 2 * unit * 4.0 ** torch.arange(POWERS_OF_4, dtype=torch.float64)
     alive = (noise.log_cdf(middle - distance) > -OVER) | (noise.log_sf(middle + distance) > -OVER)
     return distance[: int(alive.sum()) + 1]
 
@@ -316,9 +317,9 @@ def _by_rows(integral: Callable[..., Tensor], scores: Tensor, ends: Tensor, exis
     sizes = _sizes_of_blocks(count.tolist(), most)
     parts = []
     for block in zip(*(tensor.split(sizes) for tensor in (scores, ends, exists, count, *others)), strict=True):
-        some_scores, some_ends, there, number, *rest = block
+        some_scores, some_ends, some_exist, number, *rest = block
         full = max(1, int(number.max()))
-        groups = zip(some_ends[:, :full].split(most, 1), there[:, :full].split(most, 1), strict=True)
+        groups = zip(some_ends[:, :full].split(most, 1), some_exist[:, :full].split(most, 1), strict=True)
         pieces = [checkpoint(integral, some_scores, *group, *rest, use_reentrant=False) for group in groups]
         parts.append(pieces[0] if len(pieces) == 1 else _logsumexp(torch.stack(pieces, -1), -1))
     return torch.cat(parts)

@@ -84,10 +84,10 @@ def bits_of(typing, number):
 
 
 @intrinsic
-def borrowed(typing, arrays):
+def uncounted(typing, arrays):
     """The arrays of a tuple without counts of references, which cost an atomic instruction wherever an array is passed on.
 
-    They may be used as long as the tuple lives, until ``kept`` of that tuple.
+    They may be used as long as the tuple lives, until ``keep_alive`` of that tuple.
     """
 
     def generate(context, builder, signature, arguments):
@@ -102,6 +102,6 @@ def borrowed(typing, arrays):
 
 
 @intrinsic
-def kept(typing, arrays):
-    """Does nothing, and thereby keeps the tuple of arrays that was passed to ``borrowed`` alive until here."""
+def keep_alive(typing, arrays):
+    """Does nothing, and thereby keeps the tuple of arrays that was passed to ``uncounted`` alive until here."""
     return numba.void(arrays), lambda context, builder, signature, arguments: context.get_dummy_value()

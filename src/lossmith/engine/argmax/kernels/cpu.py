@@ -1,26 +1,26 @@
-r"""log P(the target wins) and its gradient for float32 rows on the CPU: one fused numba kernel each way.
+"""log P(the target wins) and its gradient for float32 rows on the CPU: one fused numba kernel each way.
 
-A row is measured from its strongest rival. Its other classes fall into cells of width 1/8, each with six moments, so that
-G(u) = Σ_j log F(u − x_j) costs six multiplications a cell and threshold, however many classes there are (``tables``); few
-classes are a cell each. Then
+docs/how/argmax.md derives the method. In short: a row is measured from its strongest rival, x_j = (z_j − top) / σ. Its other
+classes fall into cells with six moments each (``cells``), or are a cell each if they are few. Then
 
-    p = h Σ_q f(u_q − t) e^{G(u_q)},        1 − p = h Σ_q f(u_q − t) (1 − e^{G(u_q)}),        u_q multiples of h,
+    p = h Σ_q f(u_q − t) e^{G(u_q)},        1 − p = h Σ_q f(u_q − t) (1 − e^{G(u_q)}),        G(u) = Σ_j log F(u − x_j),
 
-whichever is the smaller. The trapezoid rule converges geometrically on analytic integrands (Trefethen & Weideman, SIAM Review
-56(3), 2014). What many rivals make narrow are edges of e^G, about exp(−e^{−u/β}), whose Fourier transform falls as
-exp(−(π/2)βω), and where the target lies at G = −g, far behind, an integrand narrower than they by √g. A first sum over
-thresholds ½ apart, or as near as the noise alone asks for, says where the integrand lives; the step h there follows from either
-of two sufficient conditions: h √g ≤ 0.7 β_n, with 1/β_n = n r where n log F = −1, since no n rivals have a sharper edge than n
-equals; or h √|G″| ≤ 0.65, an edge counting by the fourth root of the integrand at it. With each p was found within 8e-7 and its
-slopes within 1e-6, for normal noise, up to 100,000 rivals in one heap, in two, or scattered, and leads from −50 to 12. The
-difference between even and odd thresholds, the error at twice the step, is watched for surprises.
+at thresholds u_q that are multiples of h; the smaller of p and 1 − p is computed. A first sum at a wide step says where the
+integrand lives and how narrow its edges are, and so which step it needs (A4, A5). The gradient in a rival's score is
+−Σ_q w_q r(u_q − x_j), w_q the share of u_q in p, summed over thresholds once a cell (A10).
 
-The gradient in a rival's
-score is −Σ_q w_q r(u_q − x_j) with w_q the share of u_q in p, summed over thresholds once a cell and read off at each class. A
-cell so far down that F is 1 at all thresholds is skipped, and so are blocks of classes that hold nothing nearer.
+Kernels hold no lock and start no threads (``cpu_entry``, ``threads``). Each row is computed by itself: the bits do not depend
+on the number of threads.
 
-Kernels hold no lock and start no threads (``team``, ``threads``). Each row is computed by itself, so that the bits do not
-depend on the number of threads.
+Words that the arguments share, beside those of ``cells``:
+
+* B, C: rows and classes. base: place of a row's first score in the flat scores.
+* lead, t: of the target over its strongest rival, in scales.
+* top: float32, the score of the strongest rival. inverse: float64, 1/σ.
+* records: (B, COLUMNS) int32, see ``record``. b: the row.
+* weights: (B · capacity,) float32, w_q of the thresholds that are kept. capacity: thresholds of a row, at most.
+* steepness: float64, 1/β, how steep the edge of C − 1 equal rivals is at most, per scale.
+* powers: (MOMENTS,) float32 scratch. logs, exponent, product, terms: (MOST_THRESHOLDS,) float32 scratch.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from lossmith.engine.argmax.kernels.cells import (
     key_of,
     locate,
     number,
+    padded,
     pieces_of,
     read_off,
     read_off_fine,
@@ -52,7 +53,6 @@ from lossmith.engine.argmax.kernels.cells import (
     slope_at,
     spread_fine,
     sum_pieces,
-    whole,
 )
 from lossmith.engine.argmax.kernels.record import (
     CELLS,
@@ -72,29 +72,38 @@ from lossmith.engine.argmax.kernels.record import (
     TOP,
     UNSERVED,
 )
-from lossmith.engine.argmax.kernels.tables import CELL, FARTHEST, LEVELS, MOMENTS, PACE
+from lossmith.engine.argmax.kernels.tables import CELL, FARTHEST, LEVELS, MOMENTS, PACE, STEPS
 from lossmith.engine.runtime.compiled import inlined, jit, kernel
-from lossmith.engine.runtime.simd import WHOLE, bits_of, borrowed, float_of, kept
+from lossmith.engine.runtime.simd import WHOLE, bits_of, float_of, keep_alive, uncounted
 
-BLOCK = 512  # classes that are skipped, or not, together
-MANY = 1 << 9  # classes from which on fine cells pay
+BLOCK = 512  # classes of a block; a block without any class in the cells is skipped
+FINE_FROM = 1 << 9  # classes from which on fine cells pay
 FLUSH = 1 << 15  # classes after which sums over fine cells, which lose digits, go to their cells
-MOST = 512  # thresholds at a time
-BEND, NARROW = 0.65, 0.7  # most that h √|G″| and h √g / β may be
-RESOLVED = 1e-2  # difference of even and odd thresholds that is no surprise
+MOST_THRESHOLDS = 512  # thresholds at a time
+BEND, NARROW = 0.65, 0.7  # bounds of h √|G″| (A5) and of h √g / β (A4)
+RESOLVED = 1e-2  # bound of |even − odd| / (even + odd), the error at twice the step
+ABOUT_HALF = -0.6931  # log p from which on 1 − p is the smaller: log ½, near enough, since either serves there
+TINY = 1e-37  # beside the smallest float32: a divisor or a logarithm needs more than 0
+LARGEST_INVERSE = 1e30  # 1/σ from which on float32 places of classes overflow
 
 exact = kernel("nsz", "contract")  # (x + R) − R stays
 LOG2_E = np.float32(math.log2(math.e))
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)
 ROUND = np.float32(1.5 * 2**23)  # added and taken away, it leaves the nearest integer
+EXPONENT_BIAS, MANTISSA_BITS = np.int32(127), np.int32(23)  # of a float32
+LEAST_EXPONENT = np.float32(-86)  # e^−86 is a float32 with all its digits, and nothing beside 1
+NEAR_ZERO = np.float32(-0.7)  # from here to 0 the series of 1 − e^x is used, to x^10
 INVERSE_FACTORIALS = tuple(np.float32(1 / math.factorial(n)) for n in range(11))
 
 
 @exact
 def _exp_into(x, out, count):
-    """e^x for x ≤ 80, to 1e-7; 0 below −86. No libm, so that the loop becomes vector instructions."""
+    """out = e^x for x ≤ 80, to 1e-7; 0 below LEAST_EXPONENT. No libm, so that the loop becomes vector instructions.
+
+    x = n log 2 + r with |r| ≤ log(2)/2; the exponential of r is a polynomial, 2^n is made of bits.
+    """
     for q in range(np.uint64(0), np.uint64(count)):
-        y = max(x[q], np.float32(-86))
+        y = max(x[q], LEAST_EXPONENT)
         n = (y * LOG2_E + ROUND) - ROUND
         r = (y - n * LN2_HIGH) - n * LN2_LOW
         p = INVERSE_FACTORIALS[7]
@@ -104,15 +113,15 @@ def _exp_into(x, out, count):
         p = p * r + INVERSE_FACTORIALS[3]
         p = p * r + INVERSE_FACTORIALS[2]
         p = p * r + np.float32(1)
-        p = (p * r + np.float32(1)) * float_of((np.int32(n) + np.int32(127)) << np.int32(23))
-        out[q] = p if x[q] > np.float32(-86) else np.float32(0)
+        p = (p * r + np.float32(1)) * float_of((np.int32(n) + EXPONENT_BIAS) << MANTISSA_BITS)
+        out[q] = p if x[q] > LEAST_EXPONENT else np.float32(0)
 
 
 @jit
 def _times_one_minus_exp(x, exp_x, out, count):
-    """out ·= 1 − e^x for x ≤ 0, with its digits near 0."""
+    """out ·= 1 − e^x for x ≤ 0, with its digits near 0; ``exp_x`` is e^x."""
     for q in range(np.uint64(0), np.uint64(count)):
-        y = max(x[q], np.float32(-0.7))
+        y = max(x[q], NEAR_ZERO)
         p = INVERSE_FACTORIALS[10]
         p = p * y + INVERSE_FACTORIALS[9]
         p = p * y + INVERSE_FACTORIALS[8]
@@ -123,12 +132,12 @@ def _times_one_minus_exp(x, exp_x, out, count):
         p = p * y + INVERSE_FACTORIALS[3]
         p = p * y + INVERSE_FACTORIALS[2]
         p = p * y + np.float32(1)
-        out[q] *= -y * p if x[q] > np.float32(-0.7) else np.float32(1) - exp_x[q]
+        out[q] *= -y * p if x[q] > NEAR_ZERO else np.float32(1) - exp_x[q]
 
 
 @jit
 def _peak(logs, sums, exponent, count):
-    """The exponent of f e^G less its peak, and the peak."""
+    """exponent = logs + sums − peak; returns the peak, float32, the highest of logs + sums."""
     highest = MINUS_INFINITY
     for q in range(np.uint64(0), np.uint64(count)):
         x = logs[q] + sums[q]
@@ -143,7 +152,7 @@ def _peak(logs, sums, exponent, count):
 
 @jit
 def _sums(terms, count):
-    """Of the even and of the odd terms, and the highest; ``count`` is even."""
+    """The sum of the even terms and that of the odd ones, float64, and the highest term; terms ≥ 0, ``count`` is even."""
     both, signed, highest = 0.0, 0.0, np.int32(0)
     for q in range(np.uint64(0), np.uint64(count)):
         x = terms[q]
@@ -155,7 +164,12 @@ def _sums(terms, count):
 
 @jit
 def _roughness(sums, exponent, above, steepness, h, count):
-    """How many times too wide the step h is; ``exponent`` is 0 where f e^G is highest, ``above`` nats over the terms there."""
+    """How many times too wide the step h is: the smaller of the two conditions (A4, A5).
+
+    Args:
+        sums: G at the thresholds. exponent: log(f e^G) less its peak.
+        above: nats by which log(f e^G) at its peak exceeds the highest term of the sum; 0 where the terms are f e^G.
+    """
     most_bend, most_g = np.int32(0), np.int32(0)
     for q in range(np.uint64(1), np.uint64(count - 1)):
         weight = max(min(exponent[q] + above, np.float32(0)) * np.float32(1 / 32) + np.float32(1), np.float32(0))
@@ -170,29 +184,33 @@ def _roughness(sums, exponent, above, steepness, h, count):
 
 
 @inlined
-def room(C):
-    """Scratch for ``fill`` and ``read`` of rows of C classes: moments of fine cells, places, the highest key of each block."""
-    fine = np.zeros((MAX_CELLS + WHOLE) * FINE * 3 if C >= MANY else 1, np.float32)
+def class_scratch(C):
+    """Scratch for ``row_moments`` and ``rival_gradient``: fine, cell_of, offset, and the highest key of each block."""
+    fine = np.zeros((MAX_CELLS + WHOLE) * FINE * 3 if C >= FINE_FROM else 1, np.float32)
     return fine, np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32), np.empty(C // BLOCK + 1, np.int32)
 
 
 @inlined
-def desk():
-    """Scratch for ``decide``."""
-    logs, exponent, product = np.empty(MOST, np.float32), np.empty(MOST, np.float32), np.empty(MOST, np.float32)
-    return logs, exponent, product, np.empty(MOST, np.float32), np.empty(MOMENTS, np.float32)
+def threshold_scratch():
+    """Scratch for ``evaluate``: logs, exponent, product, terms, powers."""
+    logs, exponent, product = (
+        np.empty(MOST_THRESHOLDS, np.float32),
+        np.empty(MOST_THRESHOLDS, np.float32),
+        np.empty(MOST_THRESHOLDS, np.float32),
+    )
+    return logs, exponent, product, np.empty(MOST_THRESHOLDS, np.float32), np.empty(MOMENTS, np.float32)
 
 
 @inlined
-def shelf():
-    """Thresholds' sums, ``occupied`` and ``slots`` of ``fill``, and the moments, for a row at a time."""
+def cell_scratch():
+    """Scratch for a row: sums, occupied, slots, and the moments, zeros."""
     occupied, slots = np.empty(MAX_CELLS, np.int32), np.empty(MAX_CELLS, np.int32)
-    return np.empty(MOST, np.float32), occupied, slots, np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
+    return np.empty(MOST_THRESHOLDS, np.float32), occupied, slots, np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
 
 
 @jit
 def strongest(bits, base, C, y, blocks):
-    """Highest and lowest key of a target's rivals, and the highest of each block; y = −1: all are rivals."""
+    """Highest and lowest key of the rivals of class y, of all classes for y = −1; blocks: written to, the highest of each."""
     high, low = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
     for block in range((C + BLOCK - 1) // BLOCK):
         first = block * BLOCK
@@ -203,71 +221,82 @@ def strongest(bits, base, C, y, blocks):
 
 
 @inlined
-def fill(scores, base, C, y, top, inverse, cells, fine, place, within, blocks, moments, occupied, slots):
-    """The moments of a row's rivals, into zeros: how many cells are occupied, one more than the last, and the pitch.
+def row_moments(scores, base, C, y, top, inverse, cells, fine, cell_of, offset, blocks, moments, occupied, slots):
+    """Add the moments of a row's rivals to ``moments``, which are zeros.
 
-    ``blocks`` as ``strongest`` left it; ``occupied`` and ``slots`` as for ``sum_pieces``.
+    Args:
+        y: the target, or −1. cells: how many count. blocks: as ``strongest`` left it.
+        fine: zeros, and zeros afterwards. cell_of, offset: scratch. occupied, slots: written to, see ``sum_pieces``.
+
+    Returns:
+        n occupied cells, one more than the last of them, and the stride.
     """
-    many = C >= MANY
+    many = C >= FINE_FROM
     limit = cells * FINE if many else cells
-    pitch = whole(max(cells, C) + 1) if C <= SINGLE_CLASSES else whole(cells + 1)
+    stride = padded(max(cells, C) + 1) if C <= SINGLE_CLASSES else padded(cells + 1)
     per_cell = np.float32(inverse / CELL * (FINE if many else 1))
     n, used = 0, 0
     if C <= SINGLE_CLASSES:
-        locate(scores, base, base + C, top, per_cell, cells, place, within)
-        deposit_each(C, within, moments, pitch)
+        locate(scores, base, base + C, top, per_cell, cells, cell_of, offset)
+        deposit_each(C, offset, moments, stride)
         if y >= 0:
-            place[y] = cells
+            cell_of[y] = cells
         for j in range(C):
-            if place[j] < cells:
-                occupied[n], slots[n] = place[j], j
+            if cell_of[j] < cells:
+                occupied[n], slots[n] = cell_of[j], j
                 n += 1
-                used = max(used, place[j] + 1)
-        return n, used, pitch
+                used = max(used, cell_of[j] + 1)
+        return n, used, stride
     cut = float(top) - cells * CELL / inverse
     since = 0
     for block in range((C + BLOCK - 1) // BLOCK):
         if float(number(blocks[block])) > cut:
             first = block * BLOCK
             last = min(first + BLOCK, C)
-            locate(scores, base + first, base + last, top, per_cell, limit, place, within)
+            locate(scores, base + first, base + last, top, per_cell, limit, cell_of, offset)
             if first <= y < last:
-                place[y - first] = limit
+                cell_of[y - first] = limit
             if many:
-                interleave(last - first, place, limit, pitch)
-                deposit_fine(last - first, place, within, fine, pitch)
+                interleave(last - first, cell_of, limit, stride)
+                deposit_fine(last - first, cell_of, offset, fine, stride)
                 since += last - first
                 if since >= FLUSH:
-                    gather_fine(fine, moments, pitch)
+                    gather_fine(fine, moments, stride)
                     since = 0
             else:
-                deposit(last - first, place, within, moments, pitch)
+                deposit(last - first, cell_of, offset, moments, stride)
     if many:
-        gather_fine(fine, moments, pitch)
+        gather_fine(fine, moments, stride)
     for c in range(cells):
         if moments[c] > 0:
             occupied[n], slots[n] = c, c
             n += 1
             used = c + 1
-    return n, used, pitch
+    return n, used, stride
 
 
 @inlined
-def open_row(t, lowest, depth, high, guess, coarsest, where, b):
-    """The first thresholds of a row, and how many cells below its strongest rival count."""
+def first_thresholds(t, lowest, depth, high, guess, coarsest, records, b):
+    """Write the first thresholds of row b, at the level ``coarsest``; returns how many cells below its strongest rival count.
+
+    lowest, depth, high: of ``Tables``. guess: the quantile 1 − 1/C, about where the highest of C equal rivals is.
+    """
     pace = int((t + FARTHEST) / PACE)
     reach = max(t, guess, 0.0) + high
-    start = int(np.floor(lowest[pace] * (2 << coarsest)))
-    where[b, LEVEL], where[b, START], where[b, STATUS] = coarsest, start, OPEN
-    where[b, COUNT] = min(whole(int(np.ceil(reach * (2 << coarsest))) - start + 1), MOST)
+    start = int(np.floor(lowest[pace] * (STEPS << coarsest)))
+    records[b, LEVEL], records[b, START], records[b, STATUS] = coarsest, start, OPEN
+    records[b, COUNT] = min(padded(int(np.ceil(reach * (STEPS << coarsest))) - start + 1), MOST_THRESHOLDS)
     return min(max(depth[pace], depth[pace + 1]), MAX_CELLS)
 
 
 @inlined
-def decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, out, weights, most, where, b):
-    """What follows from the sums at a row's thresholds: log p and the weights of the thresholds, or finer ones, or neither."""
-    level, start, count = int(where[b, LEVEL]), int(where[b, START]), int(where[b, COUNT])
-    h = 0.5 ** (1 + level)
+def evaluate(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, log_p, weights, capacity, records, b):
+    """From the sums G at the thresholds of row b: log p and weights, or finer thresholds, or the status UNSERVED.
+
+    sums: (≥ count,) float32. log_p: (B,) float32, written to, as are weights and records.
+    """
+    level, start, count = int(records[b, LEVEL]), int(records[b, START]), int(records[b, COUNT])
+    h = 1.0 / (STEPS << level)
     own_cell = int(np.floor(-t / CELL))
     powers[0] = 1
     for m in range(1, MOMENTS):
@@ -277,9 +306,9 @@ def decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers,
     peak = _peak(logs, sums, exponent, count)
     _exp_into(exponent, product, count)  # f e^G, in units of its peak
     even, odd, biggest = _sums(product, count)
-    complement = where[b, STATUS] == COMPLEMENT
-    if where[b, STATUS] == OPEN and t > 0:
-        complement = np.log(h * (even + odd)) + float(peak) > -0.6931
+    complement = records[b, STATUS] == COMPLEMENT
+    if records[b, STATUS] == OPEN and t > 0:
+        complement = np.log(h * (even + odd)) + float(peak) > ABOUT_HALF
     if complement:
         _exp_into(logs, terms, count)
         _exp_into(sums, logs, count)
@@ -296,33 +325,33 @@ def decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers,
         begin += 1
     while end > begin and chosen[end] < least:
         end -= 1
-    above = np.float32(float(peak) - np.log(max(float(biggest), 1e-37)) if complement else 0.0)
+    above = np.float32(float(peak) - np.log(max(float(biggest), TINY)) if complement else 0.0)
     rough = _roughness(sums, exponent, above, steepness, h, count)
     if not (rough <= 1 and difference <= RESOLVED):
         finer = 1
         while rough > 2.0**finer and finer < LEVELS:
             finer += 1
         wider = max(begin - 1, 0)
-        where[b, LEVEL], where[b, START] = level + finer, (start + wider) << finer
-        where[b, COUNT] = min(whole(((min(end + 1, count - 1) - wider) << finer) + 1), MOST)
-        where[b, STATUS] = UNSERVED if level + finer >= LEVELS else COMPLEMENT if complement else DIRECT
+        records[b, LEVEL], records[b, START] = level + finer, (start + wider) << finer
+        records[b, COUNT] = min(padded(((min(end + 1, count - 1) - wider) << finer) + 1), MOST_THRESHOLDS)
+        records[b, STATUS] = UNSERVED if level + finer >= LEVELS else COMPLEMENT if complement else DIRECT
         return
     if complement:  # the gradient is that of e^G, which is nothing below its edge
         least *= np.float32(np.exp(-float(peak)))
         while begin < end and product[begin] < least:
             begin += 1
-    where[b, START], where[b, COUNT] = start + begin, end - begin + 1
-    where[b, STATUS] = DONE if end - begin < most else UNSERVED
-    if end - begin >= most:
+    records[b, START], records[b, COUNT] = start + begin, end - begin + 1
+    records[b, STATUS] = DONE if end - begin < capacity else UNSERVED
+    if end - begin >= capacity:
         return
     if complement:
-        out[b] = np.log1p(-h * total)
+        log_p[b] = np.log1p(-h * total)
         share = h * np.exp(float(peak)) / (1 - h * total)
     else:
-        out[b] = np.log(h * total) + float(peak)
+        log_p[b] = np.log(h * total) + float(peak)
         share = 1 / total
     for q in range(begin, end + 1):
-        weights[b * most + q - begin] = product[q] * share
+        weights[b * capacity + q - begin] = product[q] * share
 
 
 @jit
@@ -344,27 +373,33 @@ def forward(
     steepness,
     ignored,
     C,
-    out,
+    log_p,
     weights,
-    most,
-    where,
+    capacity,
+    records,
     first_row,
     last_row,
 ):
-    """Rows first_row … last_row: log p, the thresholds' weights for ``backward``, and what became of each.
+    """Rows first_row … last_row: log p, and what ``backward`` needs.
 
-    scores (B · C,) float32 and the same as int32 bits; target (B,) int64, ``ignored`` where nothing is asked; scale (B,) or
-    (1,) float32; tables and entries of ``Tables``; ``guess``: the quantile 1 − 1/C; ``steepness``: 1/β of C − 1 rivals. out
-    (B,) float32; weights (B · most,) float32, zeros; where (B, COLUMNS) int32. Returns two flags: whether a row holds NaN,
-    +inf or nothing but −inf, or a target is none; and whether a row is UNSERVED.
+    Args:
+        scores: (B · C,) float32. bits: the same as int32.
+        target: (B,) int64. ignored: the target of a row that is not looked at.
+        scale: (B,) or (1,) float32.
+        log_cdf, log_prob: ``flat_tables``. lowest, depth, high, coarsest, and the three leads: of ``Tables``.
+        guess: the quantile 1 − 1/C of the noise, float64.
+        log_p: (B,) float32, written to. weights: zeros, written to. records: written to.
+
+    Returns:
+        Whether a row is bad: it holds NaN, +inf or nothing but −inf, or its target is no class. Whether a row is UNSERVED.
     """
-    owned = (*room(C), *desk(), *shelf())
-    fine, place, within, blocks, logs, exponent, product, terms, powers, sums, occupied, slots, moments = borrowed(owned)
-    bad, hard = False, False
+    scratch = (*class_scratch(C), *threshold_scratch(), *cell_scratch())
+    fine, cell_of, offset, blocks, logs, exponent, product, terms, powers, sums, occupied, slots, moments = uncounted(scratch)
+    bad, unserved = False, False
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
         if y == ignored:
-            out[b], where[b, STATUS] = 0.0, SURE
+            log_p[b], records[b, STATUS] = 0.0, SURE
             continue
         if y < 0 or y >= C:
             bad = True
@@ -377,55 +412,60 @@ def forward(
             bad = True
             continue
         if own == -np.inf:
-            out[b], where[b, STATUS] = -np.inf, LOST
+            log_p[b], records[b, STATUS] = -np.inf, LOST
             continue
         t = (float(own) - float(top)) * inverse
         if t >= sure_lead:
-            out[b], where[b, STATUS] = 0.0, SURE
+            log_p[b], records[b, STATUS] = 0.0, SURE
             continue
-        if not (least_lead <= t < most_lead and inverse < 1e30):
-            where[b, STATUS], hard = UNSERVED, True
+        if not (least_lead <= t < most_lead and inverse < LARGEST_INVERSE):
+            records[b, STATUS], unserved = UNSERVED, True
             continue
-        cells = open_row(t, lowest, depth, high, guess, coarsest, where, b)
+        cells = first_thresholds(t, lowest, depth, high, guess, coarsest, records, b)
         cells = int(min((float(top) - bottom_score) * inverse / CELL + 1, cells))
-        n, used, pitch = fill(scores, base, C, y, top, inverse, cells, fine, place, within, blocks, moments, occupied, slots)
-        while where[b, STATUS] > UNSERVED:
-            level, start, count = int(where[b, LEVEL]), int(where[b, START]), int(where[b, COUNT])
-            sum_pieces(sums, log_cdf, level, start, count, occupied, slots, n, moments, pitch)
-            decide(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, out, weights, most, where, b)
-        hard |= where[b, STATUS] == UNSERVED
-        where[b, CELLS], where[b, TOP] = used, high_key
-        clear(moments, 0, MOMENTS * pitch)
-    kept(owned)
-    return bad, hard
+        n, used, stride = row_moments(
+            scores, base, C, y, top, inverse, cells, fine, cell_of, offset, blocks, moments, occupied, slots
+        )
+        while records[b, STATUS] > UNSERVED:
+            level, start, count = int(records[b, LEVEL]), int(records[b, START]), int(records[b, COUNT])
+            sum_pieces(sums, log_cdf, level, start, count, occupied, slots, n, moments, stride)
+            evaluate(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, log_p, weights, capacity, records, b)
+        unserved |= records[b, STATUS] == UNSERVED
+        records[b, CELLS], records[b, TOP] = used, high_key
+        clear(moments, 0, MOMENTS * stride)
+    keep_alive(scratch)
+    return bad, unserved
 
 
 @inlined
-def read(
-    scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream, weights, most, where, b, fine, place, within,
-    pieces, grad,
+def rival_gradient(
+    scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream, weights, capacity, records, b, fine, cell_of,
+    offset, pieces, grad,
 ):  # fmt: skip
-    """The gradient of a row that is DONE in its rivals, into ``grad`` from ``base`` on, and its sum; y = −1: all are rivals."""
-    many = C >= MANY
-    level, start, count, cells = where[b, LEVEL], where[b, START], where[b, COUNT], where[b, CELLS]
+    """Write the gradient of row b, which is DONE, in its rivals to grad[base …]; returns its sum, float64.
+
+    y: the target, or −1. upstream: float32, multiplies the gradient. pieces, fine, cell_of, offset: scratch.
+    """
+    many = C >= FINE_FROM
+    level, start, count, cells = records[b, LEVEL], records[b, START], records[b, COUNT], records[b, CELLS]
     limit, per_cell = cells * FINE if many else cells, np.float32(inverse / CELL * (FINE if many else 1))
     factor = np.float32(-float(upstream) * inverse)
     rest = 0.0
     if C <= SINGLE_CLASSES:
-        locate(scores, base, base + C, top, per_cell, cells, place, within)
+        locate(scores, base, base + C, top, per_cell, cells, cell_of, offset)
         if y >= 0:
-            place[y] = cells
+            cell_of[y] = cells
         for j in range(C):
             g = np.float32(0)
-            if place[j] < cells:
-                g = factor * slope_at(slope_by_cell, level, start, count, weights, b * most, place[j], within[j])
+            if cell_of[j] < cells:
+                g = factor * slope_at(slope_by_cell, level, start, count, weights, b * capacity, cell_of[j], offset[j])
             grad[base + j] = g
             rest += float(g)
         return rest
-    pitch = whole(cells + 1)
-    pieces_of(weights, b * most, slope, level, start, count, factor, cells, pieces, pitch)
+    stride = padded(cells + 1)
+    pieces_of(weights, b * capacity, slope, level, start, count, factor, cells, pieces, stride)
     if many:
-        spread_fine(pieces, fine, pitch)
+        spread_fine(pieces, fine, stride)
     cut = float(top) - cells * CELL / inverse
     for first in range(0, C, BLOCK):
         last = min(first + BLOCK, C)
@@ -434,37 +474,37 @@ def read(
             if float(number(up)) <= cut:
                 clear(grad, base + first, base + last)
                 continue
-        locate(scores, base + first, base + last, top, per_cell, limit, place, within)
+        locate(scores, base + first, base + last, top, per_cell, limit, cell_of, offset)
         if first <= y < last:
-            place[y - first] = limit
+            cell_of[y - first] = limit
         if many:
-            interleave(last - first, place, limit, pitch)
-            rest += read_off_fine(grad, base + first, last - first, place, within, fine, pitch)
+            interleave(last - first, cell_of, limit, stride)
+            rest += read_off_fine(grad, base + first, last - first, cell_of, offset, fine, stride)
         else:
-            rest += read_off(grad, base + first, last - first, place, within, pieces, pitch)
+            rest += read_off(grad, base + first, last - first, cell_of, offset, pieces, stride)
     return rest
 
 
 @jit
 def backward(
-    scores, bits, target, scale, slope_by_cell, slope, upstream, weights, most, where, grad, C, first_row, last_row
+    scores, bits, target, scale, slope_by_cell, slope, upstream, weights, capacity, records, grad, C, first_row, last_row
 ):  # fmt: skip
-    """Rows first_row … last_row of the gradient in the scores; zeros where ``forward`` was not DONE.
+    """Rows first_row … last_row of the gradient in the scores; zeros where the status is not DONE.
 
-    Arguments are as for ``forward``; upstream (B,) and grad (B · C,) are float32.
+    upstream: (B,) float32. grad: (B · C,) float32, written to. The other arguments are those of ``forward``.
     """
-    owned = (np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32), *room(C))
-    pieces, fine, place, within, _ = borrowed(owned)
+    scratch = (np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32), *class_scratch(C))
+    pieces, fine, cell_of, offset, _ = uncounted(scratch)
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
-        if where[b, STATUS] != DONE or upstream[b] == 0:
+        if records[b, STATUS] != DONE or upstream[b] == 0:
             clear(grad, base, base + C)
             continue
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
-        top = number(where[b, TOP])
-        rest = read(
-            scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream[b], weights, most, where, b, fine,
-            place, within, pieces, grad,
+        top = number(records[b, TOP])
+        rest = rival_gradient(
+            scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream[b], weights, capacity, records, b, fine,
+            cell_of, offset, pieces, grad,
         )  # fmt: skip
         grad[base + y] = -rest
-    kept(owned)
+    keep_alive(scratch)

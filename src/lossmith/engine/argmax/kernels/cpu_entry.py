@@ -25,7 +25,7 @@ FORWARD = Layout(
     scale=np.float32,
     log_p=np.float32,
     weights=np.float32,
-    where=np.int32,
+    records=np.int32,
     log_cdf=np.float32,  # from here on, those of ``tables.forward_arrays``
     log_prob=np.float32,
     lowest=np.float64,
@@ -40,7 +40,7 @@ BACKWARD = Layout(
     scale=np.float32,
     upstream=np.float32,
     weights=np.float32,
-    where=np.int32,
+    records=np.int32,
     grad=np.float32,
     slope_by_cell=np.float32,  # from here on, those of ``tables.backward_arrays``
     slope=np.float32,
@@ -58,7 +58,7 @@ def forward_team(data):
     B, C, ignored = job[_NUMBER.rows], job[_NUMBER.classes], job[_NUMBER.ignored]
     scores, bits = array(job, _IN.scores), array_as(job, _IN.scores, np.int32)
     target, scale = array(job, _IN.target), array(job, _IN.scale)
-    log_p, weights, where = array(job, _IN.log_p), array(job, _IN.weights), array(job, _IN.where).reshape(B, COLUMNS)
+    log_p, weights, records = array(job, _IN.log_p), array(job, _IN.weights), array(job, _IN.records).reshape(B, COLUMNS)
     log_cdf, log_prob = array(job, _IN.log_cdf), array(job, _IN.log_prob)
     lowest, depth, numbers = array(job, _IN.lowest), array(job, _IN.depth), array(job, _IN.numbers)
     high, least_lead, most_lead, sure_lead = numbers[0], numbers[1], numbers[2], numbers[3]
@@ -70,7 +70,7 @@ def forward_team(data):
         last = min(first + job[_NUMBER.turn], B)
         bad, unserved = forward(
             scores, bits, target, scale, log_cdf, log_prob, lowest, depth, high, least_lead, most_lead, sure_lead,
-            coarsest, guess, steepness, ignored, C, log_p, weights, len(weights) // B, where, first, last,
+            coarsest, guess, steepness, ignored, C, log_p, weights, len(weights) // B, records, first, last,
         )  # fmt: skip
         if bad:
             job[_NUMBER.bad] = 1
@@ -85,7 +85,7 @@ def backward_team(data):
     B, C = job[_NUMBER.rows], job[_NUMBER.classes]
     scores, bits = array(job, _BACK.scores), array_as(job, _BACK.scores, np.int32)
     target, scale, upstream = array(job, _BACK.target), array(job, _BACK.scale), array(job, _BACK.upstream)
-    weights, where = array(job, _BACK.weights), array(job, _BACK.where).reshape(B, COLUMNS)
+    weights, records = array(job, _BACK.weights), array(job, _BACK.records).reshape(B, COLUMNS)
     grad, slope_by_cell, slope = array(job, _BACK.grad), array(job, _BACK.slope_by_cell), array(job, _BACK.slope)
     while True:
         first = take(job.ctypes.data + 8 * _NUMBER.next, job[_NUMBER.turn])
@@ -93,6 +93,6 @@ def backward_team(data):
             return
         last = min(first + job[_NUMBER.turn], B)
         backward(
-            scores, bits, target, scale, slope_by_cell, slope, upstream, weights, len(weights) // B, where, grad, C,
+            scores, bits, target, scale, slope_by_cell, slope, upstream, weights, len(weights) // B, records, grad, C,
             first, last,
         )  # fmt: skip

@@ -89,7 +89,7 @@ class _OnDevice(NamedTuple):
 
 
 def forward(
-    scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, log_p: Tensor, weights: Tensor, where: Tensor
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, ignored: int, log_p: Tensor, weights: Tensor, records: Tensor
 ) -> tuple[bool, bool]:
     """log p of each row, the thresholds' weights for ``backward``, and what became of it.
 
@@ -100,8 +100,8 @@ def forward(
         noise: a ``Noise.key`` that has tables.
         ignored: the target that nothing is asked of.
         log_p: (rows,) float32, written to, as are the next two; all three contiguous.
-        weights: (rows, most) float32.
-        where: (rows, COLUMNS) int32.
+        weights: (rows, capacity) float32.
+        records: (rows, COLUMNS) int32.
 
     Returns:
         Whether a row is BAD, and whether one is UNSERVED. Waits for the device.
@@ -131,19 +131,19 @@ def forward(
             ignored,
             log_p,
             weights,
-            where,
-            where.view(torch.float32),
+            records,
+            records.view(torch.float32),
             weights.shape[1],
             classes,
             **_options(classes, weights.shape[1]),
         )
-    status = where[:, STATUS]
-    bad, hard = torch.stack([(status == BAD).any(), (status == UNSERVED).any()]).tolist()
-    return bad, hard
+    status = records[:, STATUS]
+    bad, unserved = torch.stack([(status == BAD).any(), (status == UNSERVED).any()]).tolist()
+    return bad, unserved
 
 
 def backward(
-    scores: Tensor, target: Tensor, scale: Tensor, noise: str, upstream: Tensor, weights: Tensor, where: Tensor, grad: Tensor
+    scores: Tensor, target: Tensor, scale: Tensor, noise: str, upstream: Tensor, weights: Tensor, records: Tensor, grad: Tensor
 ) -> None:
     """Σ upstream · log p differentiated in the scores, into ``grad``, (rows, C) and contiguous; zeros where nothing is DONE.
 
@@ -163,8 +163,8 @@ def backward(
             _on_device(noise, scores.device).slope,
             upstream.contiguous(),
             weights.contiguous(),
-            where.contiguous(),
-            where.contiguous().view(torch.float32),
+            records.contiguous(),
+            records.contiguous().view(torch.float32),
             grad,
             weights.shape[1],
             classes,
@@ -180,8 +180,8 @@ def check(device: torch.device) -> None:
         RuntimeError: they differ.
     """
     scores, target = torch.linspace(-3, 3, 24).cos().mul(4).view(4, 6), torch.tensor([0, 2, 5, 3])
-    log_p, weights, where = torch.empty(4), torch.zeros(4, KEPT_NORMAL), torch.zeros(4, COLUMNS, dtype=torch.int32)
-    outputs = [x.to(device) for x in (log_p, weights, where)]
+    log_p, weights, records = torch.empty(4), torch.zeros(4, KEPT_NORMAL), torch.zeros(4, COLUMNS, dtype=torch.int32)
+    outputs = [x.to(device) for x in (log_p, weights, records)]
     forward(scores.to(device), target.to(device), torch.ones(1, device=device), "normal", -1, *outputs)
     exact = reference.log_prob(scores.double(), target, noises.by_key("normal"))
     error = float((outputs[0].cpu().double() - exact).abs().max())
@@ -198,9 +198,9 @@ def _on(tensor: Tensor) -> Any:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def _options(classes: int, most: int) -> dict[str, int | bool]:
+def _options(classes: int, capacity: int) -> dict[str, int | bool]:
     """What a kernel is compiled for."""
-    size, thresholds = max(2, triton.next_power_of_2(classes)), 128 if most <= KEPT_NORMAL else 256
+    size, thresholds = max(2, triton.next_power_of_2(classes)), 128 if capacity <= KEPT_NORMAL else 256
     return {
         "Q": thresholds,
         "WIDE": min(WIDE, size),
@@ -246,7 +246,7 @@ def _width(level):
 
 
 @triton.jit
-def _place(c, level):
+def _entry(c, level):
     """Where in the joined tables the threshold 0 stands, seen from cell c: its level, its phase, its place."""
     coarse, fine = tl.maximum(2 - level, 0), tl.maximum(level - 2, 0)
     before = (tl.minimum(level, 2) + (1 << fine) - 1) * _SIZE
@@ -291,7 +291,7 @@ def _sum_log_cdf(x, y, C, top, per_cell, cells, table, level, start, count, Q: t
                 c, s = _locate(_rivals(x, y, begin + tl.arange(0, TILE), C), top, per_cell, cells)
                 if tl.min(c, 0) < cells:
                     needed = (c < cells)[:, None] & (q < count)[None, :]
-                    at = _place(c, level)[:, None] + (start + q)[None, :]
+                    at = _entry(c, level)[:, None] + (start + q)[None, :]
                     total += tl.sum(_quintic(table, at, _width(level), s[:, None], needed), 0).to(tl.float64)
     return total
 
@@ -315,7 +315,7 @@ def _log_one_minus(x):
 @triton.jit
 def _forward(
     scores, stride, target, scale, scale_stride, log_cdf, log_prob, lowest, depth, high, guess, least_lead, most_lead,
-    sure_lead, ignored, out, weights, where, tops, most, C, Q: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+    sure_lead, ignored, out, weights, records, tops, capacity, C, Q: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     x, y = scores + row * stride, tl.load(target + row)
@@ -323,15 +323,15 @@ def _forward(
     own = tl.load(x + y, mask=(y >= 0) & (y < C), other=float("nan"))
 
     # The strongest rival
-    highest, wrong = tl.full([WIDE], float("-inf"), tl.float32), tl.zeros([WIDE], tl.int32)
+    highest, bad_value = tl.full([WIDE], float("-inf"), tl.float32), tl.zeros([WIDE], tl.int32)
     for first in range(0, tl.where(y == ignored, 0, C), WIDE):
         z = _rivals(x, y, first + tl.arange(0, WIDE), C)
         odd = (z != z) | (z == float("inf"))
-        wrong |= odd.to(tl.int32)
+        bad_value |= odd.to(tl.int32)
         highest = tl.maximum(highest, tl.where(odd, float("-inf"), z))
     top = tl.max(highest, 0)
     lost = own == float("-inf")
-    bad = (tl.max(wrong, 0) > 0) | (own != own) | (own == float("inf")) | (lost & (top == float("-inf")))
+    bad = (tl.max(bad_value, 0) > 0) | (own != own) | (own == float("inf")) | (lost & (top == float("-inf")))
 
     t = (tl.where(lost | bad, 0.0, own).to(tl.float64) - top.to(tl.float64)) * inverse
     status = tl.where((t < least_lead) | (t >= most_lead) | (inverse >= 1e30), _UNSERVED, _DONE)
@@ -352,7 +352,7 @@ def _forward(
     per_cell = (inverse / _CELL).to(tl.float32)
     reach = tl.maximum(tl.maximum(t, guess), 0.0) + high - bottom
     few = (reach > 14) | (C <= 16)
-    level = tl.where(few, tl.where((reach > 14) & (4 * reach + 2 > most), 0, 1), 2)
+    level = tl.where(few, tl.where((reach > 14) & (4 * reach + 2 > capacity), 0, 1), 2)
     start = tl.floor(bottom * (2 << level)).to(tl.int32)
     count = tl.ceil(reach * (2 << level)).to(tl.int32) + 2
     own_cell = tl.floor(-t / _CELL).to(tl.int32)
@@ -366,7 +366,7 @@ def _forward(
         h = 0.5 / (1 << level).to(tl.float64)
         used = q < count
         sums = _sum_log_cdf(x, y, C, top, per_cell, cells, log_cdf, level, start, count, Q, WIDE, TILE)
-        logs = _quintic(log_prob, _place(own_cell, level) + start + q, _width(level), own_s, used).to(tl.float64)
+        logs = _quintic(log_prob, _entry(own_cell, level) + start + q, _width(level), own_s, used).to(tl.float64)
         exponent = tl.where(used, logs + sums, float("-inf"))
         peak = tl.max(exponent, 0)
         product = tl.exp(exponent - peak)  # f e^G, in units of its peak
@@ -391,7 +391,7 @@ def _forward(
             level += finer
             if (finer == 0) | (count > Q):
                 status, going = tl.full([], _UNSERVED, tl.int32), going & False
-        elif end - begin >= most:
+        elif end - begin >= capacity:
             status = tl.full([], _UNSERVED, tl.int32)
         else:
             whole = h * whole
@@ -400,34 +400,34 @@ def _forward(
             else:
                 log_p, share = tl.log(whole) + peak, h / whole
             tl.store(out + row, log_p.to(tl.float32))
-            tl.store(weights + row * most + q - begin, (product * share).to(tl.float32), mask=(q >= begin) & (q <= end))
-            tl.store(where + row * _COLUMNS + _LEVEL, level)
-            tl.store(where + row * _COLUMNS + _START, start + begin)
-            tl.store(where + row * _COLUMNS + _COUNT, end - begin + 1)
-            tl.store(where + row * _COLUMNS + _CELLS, cells)
+            tl.store(weights + row * capacity + q - begin, (product * share).to(tl.float32), mask=(q >= begin) & (q <= end))
+            tl.store(records + row * _COLUMNS + _LEVEL, level)
+            tl.store(records + row * _COLUMNS + _START, start + begin)
+            tl.store(records + row * _COLUMNS + _COUNT, end - begin + 1)
+            tl.store(records + row * _COLUMNS + _CELLS, cells)
             tl.store(tops + row * _COLUMNS + _TOP, top)
-    tl.store(where + row * _COLUMNS + _STATUS, status)
+    tl.store(records + row * _COLUMNS + _STATUS, status)
 
 
 @triton.jit
 def _backward(
-    scores, stride, target, scale, scale_stride, slope, upstream, weights, where, tops, grad, most, C,
+    scores, stride, target, scale, scale_stride, slope, upstream, weights, records, tops, grad, capacity, C,
     Q: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     x, y, out = scores + row * stride, tl.load(target + row), grad + row * C
     inverse = 1.0 / tl.load(scale + row * scale_stride).to(tl.float64)
     above = tl.load(upstream + row)
-    status = tl.load(where + row * _COLUMNS + _STATUS)
+    status = tl.load(records + row * _COLUMNS + _STATUS)
     done = (status == _DONE) & (above != 0)
     easy = tl.where((status == _BAD) & (above != 0), float("nan"), 0.0)
-    level, start = tl.load(where + row * _COLUMNS + _LEVEL), tl.load(where + row * _COLUMNS + _START)
-    count, cells = tl.where(done, tl.load(where + row * _COLUMNS + _COUNT), 0), tl.load(where + row * _COLUMNS + _CELLS)
+    level, start = tl.load(records + row * _COLUMNS + _LEVEL), tl.load(records + row * _COLUMNS + _START)
+    count, cells = tl.where(done, tl.load(records + row * _COLUMNS + _COUNT), 0), tl.load(records + row * _COLUMNS + _CELLS)
     top = tl.load(tops + row * _COLUMNS + _TOP)
     per_cell = (inverse / _CELL).to(tl.float32)
     factor = (-above.to(tl.float64) * inverse).to(tl.float32)
     q = tl.arange(0, Q)
-    w = factor * tl.load(weights + row * most + q, mask=q < count, other=0.0)
+    w = factor * tl.load(weights + row * capacity + q, mask=q < count, other=0.0)
     total = tl.zeros([], tl.float64)
     for first in range(0, C, WIDE):
         block = first + tl.arange(0, WIDE)
@@ -437,7 +437,7 @@ def _backward(
                 j = begin + tl.arange(0, TILE)
                 c, s = _locate(_rivals(x, y, j, C), top, per_cell, cells)
                 needed = (c < cells)[:, None] & (q < count)[None, :]
-                at = _place(c, level)[:, None] + (start + q)[None, :]
+                at = _entry(c, level)[:, None] + (start + q)[None, :]
                 g = tl.sum(w[None, :] * _quintic(slope, at, _width(level), s[:, None], needed), 1)
                 total += tl.sum(g, 0).to(tl.float64)
                 tl.store(out + j, g, mask=(j < C) & (j != y))

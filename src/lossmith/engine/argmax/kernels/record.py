@@ -1,6 +1,6 @@
 """What forward tells backward about a row: columns, statuses and limits, written once for all kernels.
 
-The record is ``where``, (rows, COLUMNS) int32. This module loads neither numba nor Triton.
+The records are (rows, COLUMNS) int32. This module loads neither numba nor Triton.
 """
 
 from __future__ import annotations

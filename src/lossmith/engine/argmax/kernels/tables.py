@@ -29,6 +29,9 @@ from lossmith.noise import Noise
 CELL = 1 / 8
 MOMENTS = 6
 LEVELS = 5
+STEPS = 2  # thresholds a scale at level 0
+PHASES = round(1 / CELL / STEPS)  # cells from one threshold to the next at level 0
+SQUARE_LEVEL = PHASES.bit_length() - 1  # the level at which neighbouring thresholds are a cell apart
 ABOVE = 296.0  # scales from a threshold down to a class that the tables reach
 FARTHEST = 112.0  # scales from the target to its strongest rival, and a little more, that the tables reach
 WIDTH = round((FARTHEST + ABOVE) / CELL)
@@ -39,6 +42,8 @@ FAINT = 30.0  # nats below the strongest rival's 1 − F at which a class counts
 REACH = 24.0  # scales within which all but ``TAIL`` of f must lie
 FIT = 3e-6  # error of a piece, relative to its size where that is above SMALL, and to SMALL below
 SMALL = 1e-10
+LOG_SMALLEST = -88.0  # the logarithm of the smallest float32 with all its digits
+LARGEST = 1e38  # that a float32 holds
 EXACT = 1e-7  # error of a sum over thresholds that is none, in float32
 Table = NDArray[np.float32]
 
@@ -62,7 +67,7 @@ class Tables(NamedTuple):
 
 def step(level: int) -> float:
     """Distance of the thresholds at a level."""
-    return float(0.5 ** (1 + level))
+    return float(1 / (STEPS << level))
 
 
 def tables(noise: Noise) -> Tables | None:
@@ -93,7 +98,7 @@ def tables(noise: Noise) -> Tables | None:
         columns.append(tuple(pieces for pieces in fitted if pieces is not None))
     lead = torch.arange(-FARTHEST, FARTHEST, PACE, dtype=torch.float64)
     lowest, doubt = _lowest(noise, lead)
-    sure = lead[(doubt > -88).nonzero()[-1]].item()  # the logarithm of the smallest float32
+    sure = lead[(doubt > LOG_SMALLEST).nonzero()[-1]].item()
     depth = torch.searchsorted(-noise.log_sf(lead), FAINT - noise.log_sf(lowest), right=True)
     depth = ((lead[depth.clamp_max(len(lead) - 1)] - lowest) / CELL).ceil().int() + 1
     by_kind = [tuple(column) for column in zip(*columns, strict=True)]
@@ -148,7 +153,7 @@ def _fit(function: Callable[[Tensor], Tensor], at: Tensor) -> Table | None:
     size = exact.abs().amax(-1, keepdim=True)
     if not bool((error <= FIT * size.clamp_min(SMALL))[at <= FARTHEST].all()):
         return None
-    if not bool(coefficients.abs().amax() < 1e38):
+    if not bool(coefficients.abs().amax() < LARGEST):
         return None
     table: Table = coefficients.movedim(-1, -2).contiguous().numpy().astype(np.float32)
     return table

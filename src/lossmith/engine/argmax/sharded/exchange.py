@@ -46,8 +46,8 @@ def _compile(module: Any) -> None:
     scores, place, sigma = torch.zeros(1, 3), torch.tensor([1]), torch.ones(1, dtype=torch.float64)
     top, _ = survey(scores, place, module)
     own = top.double()
-    log_p, weights, where = log_prob(scores, place, top, own, sigma, noises.get("normal"), 3, place >= 0, lambda x: x, module)
-    gradient(scores, place, top, sigma, noises.get("normal"), torch.ones_like(log_p), weights, where, module)
+    log_p, weights, records = log_prob(scores, place, top, own, sigma, noises.get("normal"), 3, place >= 0, lambda x: x, module)
+    gradient(scores, place, top, sigma, noises.get("normal"), torch.ones_like(log_p), weights, records, module)
 
 
 def survey(scores: Tensor, place: Tensor, module: Any = None) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ def log_prob(
         module: the kernels, if not ``kernels()``.
 
     Returns:
-        log p (rows,) float32, 0 where nothing was asked; and what ``gradient`` needs, weights (rows, most) and where (rows,
+        log p (rows,) float32, 0 where nothing was asked; and what ``gradient`` needs, weights (rows, most) and records (rows,
         COLUMNS), in which a status UNSERVED says that the row is left to others.
     """
     module = module or kernels()
@@ -101,31 +101,31 @@ def log_prob(
     high, least_lead, most_lead, sure_lead, coarsest, guess, steepness = numbers.tolist()
     B, C = scores.shape
     most = kept_thresholds(noise.key)
-    log_p, weights, where = torch.zeros(B), torch.zeros(B, most), torch.zeros(B, COLUMNS, dtype=torch.int32)
+    log_p, weights, records = torch.zeros(B), torch.zeros(B, most), torch.zeros(B, COLUMNS, dtype=torch.int32)
     lead = (own.double() - top.double()) / sigma
-    where[:, STATUS] = torch.where(some & (lead < sure_lead), OPEN, SURE)
+    records[:, STATUS] = torch.where(some & (lead < sure_lead), OPEN, SURE)
     z, bits, y, t, highest, per_unit, state, out, shares = _arrays(
-        scores.flatten(), scores.view(torch.int32).flatten(), place, lead, top, 1 / sigma, where, log_p, weights.flatten()
+        scores.flatten(), scores.view(torch.int32).flatten(), place, lead, top, 1 / sigma, records, log_p, weights.flatten()
     )
     module.plan(t, per_unit, lowest, depth, high, least_lead, most_lead, int(coarsest), guess, state)
-    pending = (where[:, STATUS] > UNSERVED).nonzero().squeeze(-1)
+    pending = (records[:, STATUS] > UNSERVED).nonzero().squeeze(-1)
     width = module.WHOLE * (
-        1 + max(SINGLE_CLASSES, int(where[:, CELLS].max()) if B else 0) // module.WHOLE
+        1 + max(SINGLE_CLASSES, int(records[:, CELLS].max()) if B else 0) // module.WHOLE
     )  # on all ranks the same
     for some_rows in pending.split(BUDGET // ((MOMENTS + 2) * width)):
         rows, size = some_rows.numpy(), len(some_rows)
         whole = torch.zeros(size, MOMENTS * width), *torch.empty(3, size, width, dtype=torch.int32)
         cells = _arrays(*whole)
         _over(module.collect, size, C, z, bits, y, C, highest, per_unit, rows, state, *cells)
-        while len(waiting := (where[some_rows, STATUS] > UNSERVED).nonzero().squeeze(-1)):
-            counts = where[some_rows[waiting], COUNT].long()
+        while len(waiting := (records[some_rows, STATUS] > UNSERVED).nonzero().squeeze(-1)):
+            counts = records[some_rows[waiting], COUNT].long()
             sums = torch.empty(int(counts.sum()))
             those, totals, at = _arrays(waiting, sums, counts.cumsum(0) - counts)
             _over(module.add_up, len(waiting), 8 * width, those, *cells, log_cdf, rows, state, totals, at)
             total(sums)
             args = those, rows, totals, at, log_density, t, steepness, out, shares, most, state
             _over(module.conclude, len(waiting), width, *args)
-    return log_p, weights, where
+    return log_p, weights, records
 
 
 def gradient(
@@ -136,7 +136,7 @@ def gradient(
     noise: Noise,
     upstream: Tensor,
     weights: Tensor,
-    where: Tensor,
+    records: Tensor,
     module: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Σ upstream · log p differentiated in this rank's rivals, (rows, C_r), 0 at the target; and its sums (rows,) float64."""
@@ -145,7 +145,7 @@ def gradient(
     grad, rest = torch.empty_like(scores), torch.zeros(B, dtype=torch.float64)
     z, bits, y, highest, per_unit, up, shares, state, out, sums = _arrays(
         scores.flatten(), scores.view(torch.int32).flatten(), place, top, 1 / sigma, upstream.contiguous(), weights.flatten(),
-        where, grad.view(-1), rest,
+        records, grad.view(-1), rest,
     )  # fmt: skip
     args = z, bits, y, C, highest, per_unit, slope_by_cell, slope, up, shares, weights.shape[1], state, out, sums
     _over((module or kernels()).backward, B, C, *args)
