@@ -59,4 +59,4 @@ def test_operators_refuse_what_they_would_misread(name: str, change: dict[str, A
     scores, target = batch()
     arguments = {"scores": scores, "target": target, "scale": torch.ones(1), "noise": "normal", "ignored": -100, **change}
     with pytest.raises(TypeError, match=f"^{name}: expected"):
-        torch.ops.lossmith.argmax_log_prob(**arguments)
+        torch.ops.lossmith.target_log_prob(**arguments)

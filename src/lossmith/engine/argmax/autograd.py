@@ -1,7 +1,7 @@
 r"""log P(the target wins) by whichever kernel serves, with its derivatives, in eager mode, under torch.func and compiled.
 
 In eager mode the kernels for CPU and GPU stand in functions of torch.autograd. Compiled, whatever runs stands behind one opaque
-operator, ``lossmith::argmax_log_prob``. Second derivatives are the reference's.
+operator, ``lossmith::target_log_prob``. Second derivatives are the reference's.
 """
 
 from __future__ import annotations
@@ -463,11 +463,12 @@ def _by_merging(function: Any, size: int, in_dims: tuple[Any, ...], inputs: tupl
     return tuple(x.unflatten(0, (size, rows)) for x in outputs), (0,) * len(outputs)
 
 
-# torch.compile and torch.export: opaque operators.
+# torch.compile and torch.export: opaque operators. torch keeps compiled graphs on disk under the name of the first operator, and
+# they call the second: whoever changes what the second takes gives both a new name.
 
 
-operator = torch.library.custom_op("lossmith::argmax_log_prob", value, mutates_args=())
-_gradient_operator = torch.library.custom_op("lossmith::argmax_log_prob_gradient", gradient, mutates_args=())
+operator = torch.library.custom_op("lossmith::target_log_prob", value, mutates_args=())
+_gradient_operator = torch.library.custom_op("lossmith::target_log_prob_gradient", gradient, mutates_args=())
 operator.register_fake(lambda scores, target, scale, noise, ignored: _outputs(scores, noise))
 _gradient_operator.register_fake(
     lambda scores, *others, **options: torch.empty_like(scores, memory_format=torch.contiguous_format)

@@ -168,7 +168,7 @@ def deposit_fine(count, cell_of, offset, fine, stride):
 
 @jit
 def gather_fine(fine, moments, stride):
-    """Add the moments of fine cells to those of their cells, and empty the fine cells (A9)."""
+    """Add the moments of fine cells to those of their cells, and empty the fine cells (A16, A17)."""
     w = np.uint64(stride)
     plane = np.uint64(FINE) * w
     b = np.float32(1 / FINE)
@@ -223,7 +223,7 @@ def read_off_fine(out, first, count, cell_of, offset, fine, stride):
 
 @jit
 def spread_fine(pieces, fine, stride):
-    """Write the coefficients of fine cells, from those of their cells (A9)."""
+    """Write the coefficients of fine cells, from those of their cells (A16)."""
     w = np.uint64(stride)
     plane = np.uint64(FINE) * w
     b = np.float32(1 / FINE)
@@ -318,7 +318,7 @@ def add_two_pieces(out, table, width, at, second_at, count, moments, c, d, strid
 
 @jit
 def sum_pieces(out, table, level, start, count, occupied, slots, n, moments, stride):
-    """out_q = Σ_c Σ_m moment_m of c · table_m(u_q − x_c), over n cells (A7).
+    """out_q = Σ_c Σ_m moment_m of c · table_m(u_q − x_c), over n cells (A13).
 
     Args:
         out: (≥ padded(count),) float32, written to.
@@ -350,7 +350,7 @@ def slope_at(table, level, start, count, weights, first, cell, s):
 
 @jit
 def pieces_of(weights, first, table, level, start, count, factor, cells, pieces, stride):
-    """Write pieces: Σ_q factor · weight_q · table_m(u_q − x_c) for each cell c < cells, 0 beyond (A10).
+    """Write pieces: Σ_q factor · weight_q · table_m(u_q − x_c) for each cell c < cells, 0 beyond (A19).
 
     The table is ordered by thresholds, of which eight go at a time: weights[first …] are 0 from ``count`` to the next eight.
     """

@@ -6,8 +6,8 @@ classes fall into cells with six moments each (``cells``), or are a cell each if
     p = h Σ_q f(u_q − t) e^{G(u_q)},        1 − p = h Σ_q f(u_q − t) (1 − e^{G(u_q)}),        G(u) = Σ_j log F(u − x_j),
 
 at thresholds u_q that are multiples of h; the smaller of p and 1 − p is computed. A first sum at a wide step says where the
-integrand lives and how narrow its edges are, and so which step it needs (A4, A5). The gradient in a rival's score is
-−Σ_q w_q r(u_q − x_j), w_q the share of u_q in p, summed over thresholds once a cell (A10).
+integrand lives and how narrow its edges are, and so which step it needs (A7, A8). The gradient in a rival's score is
+−Σ_q w_q r(u_q − x_j), w_q the share of u_q in p, summed over thresholds once a cell (A19).
 
 Kernels hold no lock and start no threads (``cpu_entry``, ``threads``). Each row is computed by itself: the bits do not depend
 on the number of threads.
@@ -80,7 +80,7 @@ BLOCK = 512  # classes of a block; a block without any class in the cells is ski
 FINE_FROM = 1 << 9  # classes from which on fine cells pay
 FLUSH = 1 << 15  # classes after which sums over fine cells, which lose digits, go to their cells
 MOST_THRESHOLDS = 512  # thresholds at a time
-BEND, NARROW = 0.65, 0.7  # bounds of h √|G″| (A5) and of h √g / β (A4)
+BEND, NARROW = 0.65, 0.7  # bounds of h √|G″| (A8) and of h √g / β (A7)
 RESOLVED = 1e-2  # bound of |even − odd| / (even + odd), the error at twice the step
 ABOUT_HALF = -0.6931  # log p from which on 1 − p is the smaller: log ½, near enough, since either serves there
 TINY = 1e-37  # beside the smallest float32: a divisor or a logarithm needs more than 0
@@ -164,7 +164,7 @@ def _sums(terms, count):
 
 @jit
 def _roughness(sums, exponent, above, steepness, h, count):
-    """How many times too wide the step h is: the smaller of the two conditions (A4, A5).
+    """How many times too wide the step h is: the smaller of the two conditions (A7, A8).
 
     Args:
         sums: G at the thresholds. exponent: log(f e^G) less its peak.

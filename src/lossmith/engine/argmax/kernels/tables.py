@@ -61,7 +61,7 @@ class Tables(NamedTuple):
     high: float  # the quantile of 1 − ``TAIL``
     least_lead: float  # the lowest lead that the tables serve
     most_lead: float  # and the highest
-    sure_lead: float  # a lead at which 1 − p is less than any float32
+    sure_lead: float  # a lead at which 1 − p, with one rival, is less than any float32; inf if the tables reach none
     coarsest: int  # level whose step resolves the noise itself, and with a few rivals
 
 
@@ -98,7 +98,7 @@ def tables(noise: Noise) -> Tables | None:
         columns.append(tuple(pieces for pieces in fitted if pieces is not None))
     lead = torch.arange(-FARTHEST, FARTHEST, PACE, dtype=torch.float64)
     lowest, doubt = _lowest(noise, lead)
-    sure = lead[(doubt > LOG_SMALLEST).nonzero()[-1]].item()
+    sure = math.inf if doubt[-1] > LOG_SMALLEST else lead[(doubt > LOG_SMALLEST).nonzero()[-1]].item()
     depth = torch.searchsorted(-noise.log_sf(lead), FAINT - noise.log_sf(lowest), right=True)
     depth = ((lead[depth.clamp_max(len(lead) - 1)] - lowest) / CELL).ceil().int() + 1
     by_kind = [tuple(column) for column in zip(*columns, strict=True)]
