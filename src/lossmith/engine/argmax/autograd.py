@@ -463,8 +463,8 @@ def _by_merging(function: Any, size: int, in_dims: tuple[Any, ...], inputs: tupl
     return tuple(x.unflatten(0, (size, rows)) for x in outputs), (0,) * len(outputs)
 
 
-# torch.compile and torch.export: opaque operators. torch keeps compiled graphs on disk under the name of the first operator, and
-# they call the second: whoever changes what the second takes gives both a new name.
+# torch.compile and torch.export: opaque operators. torch keeps compiled graphs on disk under the name of the first operator,
+# and they call the second: whoever changes what the second takes gives both a new name.
 
 
 operator = torch.library.custom_op("lossmith::target_log_prob", value, mutates_args=())
