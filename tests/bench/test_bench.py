@@ -13,6 +13,7 @@ from lossmith.bench import rivals, values
 from lossmith.bench import speed_argmax as kernels
 from lossmith.bench import speed_auc as auc
 from lossmith.bench.numerics import Errors
+from lossmith.bench.subjects import SUBJECTS
 from lossmith.bench.values import Case
 from lossmith.cli import cli
 from lossmith.errors import InputError
@@ -135,33 +136,47 @@ def test_kernels_beside_a_rival_as_json_and_as_a_figure(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(cli, [*asked, "--json"])
     assert outcome.exit_code == 0, outcome.output
     results = json.loads(outcome.stdout)["results"]
-    assert [(r["rows"], r["classes"], r["scores"], r["kernel"]) for r in results] == [
+    assert [(r["rows"], r["classes"], r["scores"], r["kernels"]["accuracy"]) for r in results] == [
         (256, 3, "flat", "cpu"),
         (256, 3, "peaked", "cpu"),
         (256, 5000, "flat", "cpu"),
         (256, 5000, "peaked", "cpu"),
     ]
     for result in results:
-        assert set(result["costs"]) == {"cross-entropy", "lossmith", rival}
+        assert set(result["costs"]) == {"cross-entropy", "accuracy", rival}
         assert result["costs"]["cross-entropy"]["ratio"] == 1
-        ours = result["costs"]["lossmith"]
+        ours = result["costs"]["accuracy"]
         assert 0 < ours["low"] <= ours["median"] <= ours["high"]
-    assert results[2]["costs"]["lossmith"]["memory"] > 0.9  # the gradient at least
+    assert results[2]["costs"]["accuracy"]["memory"] > 0.9  # the gradient at least
     assert path.stat().st_size > 10_000
     table = CliRunner().invoke(cli, ["bench", "kernels", "--classes", "3", "--noise", "laplace"])
     assert "reference" in table.stdout
+
+
+@pytest.mark.usefixtures("_quick")
+def test_kernels_measures_every_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "SLOW", 0.0)
+    asked = ["bench", "kernels", "--classes", "3", "--loss", "all", "--noise", "gumbel", "--dtype", "float64", "--json"]
+    monkeypatch.setattr(kernels, "ROWS", 8)
+    outcome = CliRunner().invoke(cli, asked)
+    assert outcome.exit_code == 0, outcome.output
+    flat, peaked = json.loads(outcome.stdout)["results"]
+    for result in (flat, peaked):
+        assert set(result["kernels"]) == set(SUBJECTS)
+        assert set(result["costs"]) == {"cross-entropy", *SUBJECTS}
+        assert all(cost["median"] > 0 for cost in result["costs"].values())
 
 
 def test_growth_with_the_rows_is_drawn_beside_that_with_the_classes(tmp_path: Path) -> None:
     cost = kernels.Cost(1e-3, 9e-4, 2e-3, 1.0, 1.0)
 
     def result(shape: tuple[int, int], scores: str) -> kernels.Result:
-        return kernels.Result(*shape, scores, "cpu", {"cross-entropy": cost, "lossmith": cost})
+        return kernels.Result(*shape, scores, {"accuracy": "cpu"}, {"cross-entropy": cost, "accuracy": cost})
 
-    batches = kernels.shapes(())
+    batches = kernels.shapes((), ["accuracy"])
     assert len({rows for rows, C in batches if C == kernels.GROWTH_CLASSES}) == len(kernels.GROWTH) + 1
     heights = []
-    for shapes in (kernels.shapes((3, 5000)), batches):
+    for shapes in (kernels.shapes((3, 5000), ["accuracy"]), batches):
         path = tmp_path / f"{len(shapes)}.png"
         kernels.plot([result(shape, scores) for shape in shapes for scores in ("flat", "peaked")], path)
         heights.append(int.from_bytes(path.read_bytes()[20:24], "big"))  # of a PNG
@@ -176,6 +191,7 @@ def test_growth_with_the_rows_is_drawn_beside_that_with_the_classes(tmp_path: Pa
         (["--rival", "math:pi"], "--rival: expected a callable of (scores, target), got float at 'math:pi'"),
         (["--classes", "1"], "--classes: expected at least 2, got 1"),
         (["--noise", "norml"], "--noise: unknown name 'norml'"),
+        (["--loss", "topk"], "--loss: there is no 'topk'; did you mean 'top-k'?"),
     ],
 )
 def test_kernels_refuses_in_words(options: list[str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""What a loss costs beside cross-entropy: time and peak memory of forward and backward, measured side by side in one run."""
+"""What losses cost beside cross-entropy: time and peak memory of forward and backward, measured side by side in one run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import gc
 import importlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 import lossmith
+from lossmith.bench.subjects import DEFAULT, SUBJECTS, Loss
 from lossmith.bench.timing import Times, take_turns
 from lossmith.errors import InputError, near
 
@@ -26,7 +28,10 @@ GROWTH = (16, 64, 1024, 4096, 16_384)  # rows of further batches, with GROWTH_CL
 GROWTH_CLASSES = 100
 LEAD = 20.0  # of a trained model's targets, over scores of spread 2
 SECONDS = 3.0  # a shape
-Loss = Callable[[Tensor, Tensor], Tensor]
+SEEN = 1 << 20  # scores from which on memory can be told
+SLOW = 1.0  # seconds of one call from which on it is not repeated
+OVERVIEW = ((256, 10), (128, 100), (128, 1000), (32, 10_000))  # batches of several losses
+BASE = "cross-entropy"
 
 
 class Cost(NamedTuple):
@@ -45,7 +50,7 @@ class Result(NamedTuple):
     rows: int
     classes: int
     scores: str  # "flat" as of an untrained model, "peaked" as of a trained one
-    kernel: str  # what computed ours
+    kernels: dict[str, str]  # what computed each of ours
     costs: dict[str, Cost]
 
 
@@ -66,27 +71,47 @@ def rival_of(path: str) -> Loss:
     return found
 
 
-def shapes(classes: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Rows and classes of the batches to measure; without class counts, all that the figure shows."""
+def shapes(classes: tuple[int, ...], names: list[str]) -> list[tuple[int, int]]:
+    """Rows and classes of the batches to measure; without class counts all that the figure shows, or few for several losses."""
+    if not classes and names != [DEFAULT]:
+        return list(OVERVIEW)
     chosen = [(min(ROWS, max(1, ELEMENTS // C)), C) for C in classes or CLASSES]
     return chosen if classes else chosen + [(rows, GROWTH_CLASSES) for rows in GROWTH]
 
 
 def measure(
-    batches: list[tuple[int, int]], noise: str, rivals: dict[str, Loss], show: Callable[[int], None]
+    batches: list[tuple[int, int]],
+    names: list[str],
+    noise: str,
+    dtype: torch.dtype,
+    rivals: dict[str, Loss],
+    show: Callable[[int], None],
 ) -> Iterator[Result]:
-    """Each batch (rows, classes), with flat and with peaked scores; the losses take turns."""
-    losses: dict[str, Loss] = {
-        "cross-entropy": torch.nn.functional.cross_entropy,
-        "lossmith": lossmith.AccuracyLoss(noise=noise),
-        **rivals,
-    }
+    """Each batch (rows, classes), with flat and with peaked scores; the losses take turns.
+
+    Args:
+        batches: rows and classes of each.
+        names: losses of ``subjects``.
+        noise: a name of their noise.
+        dtype: of the scores.
+        rivals: other losses of scores and class indices, by name.
+        show: is told how many kinds of scores are done.
+    """
     done = 0
     for rows, C in batches:
         for kind in ("flat", "peaked"):
             scores, target = _scores(rows, C, kind)
-            _run(losses["lossmith"], scores, target)
-            yield Result(rows, C, kind, str(lossmith.last_kernel()), _costs(losses, scores, target))
+            scores = scores.detach().to(dtype).requires_grad_()
+            calls: dict[str, Callable[[], object]] = {
+                name: partial(_run, loss, scores, target) for name, loss in {BASE: cross_entropy, **rivals}.items()
+            }
+            kernels = {}
+            for name in names:
+                subject = SUBJECTS[name]
+                calls[name] = partial(_run, subject.build(noise, C), scores, subject.target(target, C))
+                calls[name]()
+                kernels[name] = str(lossmith.last_kernel())
+            yield Result(rows, C, kind, kernels, _costs(calls, scores))
             done += 1
             show(done)
 
@@ -106,14 +131,23 @@ def _run(loss: Loss, scores: Tensor, target: Tensor) -> None:
     loss(scores, target).backward()
 
 
-def _costs(losses: dict[str, Loss], scores: Tensor, target: Tensor) -> dict[str, Cost]:
-    calls = {name: partial(_run, loss, scores, target) for name, loss in losses.items()}
-    times = take_turns(calls, SECONDS)
-    base = times["cross-entropy"].median
-    return {name: Cost(*t, t.median / base, _memory(losses[name], scores, target)) for name, t in times.items()}
+def _costs(calls: Mapping[str, Callable[[], object]], scores: Tensor) -> dict[str, Cost]:
+    once = {name: _seconds(call) for name, call in calls.items()}
+    quick = {name: call for name, call in calls.items() if name == BASE or once[name] < SLOW}
+    times = take_turns(quick, SECONDS)
+    times |= {name: Times(*3 * (once[name],)) for name in calls if name not in quick}
+    base = times[BASE].median
+    return {name: Cost(*times[name], times[name].median / base, _memory(call, scores)) for name, call in calls.items()}
 
 
-def _memory(loss: Loss, scores: Tensor, target: Tensor) -> float:
+def _seconds(call: Callable[[], object]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _memory(call: Callable[[], object], scores: Tensor) -> float:
     """Peak of the process's resident memory during one run above that before, in multiples of the scores'.
 
     Sampled by a thread; of little meaning where the scores take less than some megabytes.
@@ -139,7 +173,7 @@ def _memory(loss: Loss, scores: Tensor, target: Tensor) -> float:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    _run(loss, scores, target)
+    call()
     peak = max(peak, resident())
     stop.set()
     watcher.join()
@@ -148,25 +182,19 @@ def _memory(loss: Loss, scores: Tensor, target: Tensor) -> float:
 
 def table(results: list[Result]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows of what the command prints."""
-    names = list(results[0].costs)
-    columns = ["rows", "classes", "scores", "kernel"]
-    for name in names:
-        columns += [name] if name == "cross-entropy" else [name, "ratio", "memory"]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for r in results:
-        row = [str(r.rows), f"{r.classes:,}", r.scores, r.kernel]
-        for name in names:
-            cost = r.costs[name]
-            row.append(str(Times(*cost[:3])))
-            if name != "cross-entropy":
-                row += [f"{cost.ratio:.2f}", f"{cost.memory:.1f}" if r.rows * r.classes > 1 << 20 else ""]
-        rows.append(tuple(row))
-    return tuple(columns), rows
+        for name, cost in r.costs.items():
+            memory = f"{cost.memory:.1f}" if r.rows * r.classes > SEEN else ""
+            batch = str(r.rows), f"{r.classes:,}", r.scores
+            rows.append((*batch, name, r.kernels.get(name, ""), str(Times(*cost[:3])), f"{cost.ratio:.2f}", memory))
+    return ("rows", "classes", "scores", "loss", "kernel", "milliseconds", "ratio", "memory"), rows
 
 
-def title() -> str:
+def title(noise: str, dtype: torch.dtype) -> str:
     """What the table shows."""
-    return f"forward + backward, milliseconds, {torch.get_num_threads()} threads"
+    kind = str(dtype).removeprefix("torch.")
+    return f"forward + backward beside {BASE}, {noise} noise, {kind}, {torch.get_num_threads()} threads"
 
 
 def as_json(results: list[Result]) -> dict[str, Any]:

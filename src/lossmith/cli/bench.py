@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import click
 
 from lossmith.cli.screen import check_paths, print_table, progress
-from lossmith.errors import InputError
+from lossmith.errors import InputError, PerformanceWarning
 
 
 @click.group(no_args_is_help=True)
@@ -41,20 +42,34 @@ def accuracy(noises: tuple[str, ...], classes: tuple[int, ...], topk: bool, as_j
         raise SystemExit(1)
 
 
-@bench.command(short_help="Time and memory of the loss beside cross-entropy's.")
+@bench.command(short_help="Time and memory of the losses beside cross-entropy's.")
 @click.option("--classes", type=int, multiple=True, metavar="C", help="Class counts.  [default: 2, 10, 100, … 128256]")
-@click.option("--noise", default="normal", show_default=True, metavar="NAME", help="The loss's noise.")
+@click.option("--loss", "names", multiple=True, metavar="NAME|all", help="accuracy, top-k, auc, …  [default: accuracy]")
+@click.option("--noise", default="normal", show_default=True, metavar="NAME", help="The losses' noise.")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Of the scores.")
 @click.option("--rival", "rivals", multiple=True, metavar="MODULE:NAME", help="A loss (scores, target) to measure as well.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a figure of time against classes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of a table.")
-def kernels(classes: tuple[int, ...], noise: str, rivals: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
-    """Print what forward and backward of AccuracyLoss cost beside cross-entropy, on flat and on peaked scores.
+def kernels(
+    classes: tuple[int, ...],
+    names: tuple[str, ...],
+    noise: str,
+    dtype: str,
+    rivals: tuple[str, ...],
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Print what forward and backward of the losses cost beside cross-entropy, on flat and on peaked scores.
 
     The losses take turns on the same tensors; times are medians (20 % to 80 %) in milliseconds, memory is the peak in
-    multiples of the scores'. Takes some seconds a batch; without --classes, further batches show how time grows with rows.
+    multiples of the scores', shown from a million scores on. Takes some seconds a batch; without --classes and --loss, further
+    batches show how time grows with rows. A loss that takes more than a second is run once.
     """
+    import torch
+
     from lossmith import noise as noises
     from lossmith.bench import speed_argmax as study
+    from lossmith.bench import subjects
 
     try:
         noises.get(noise)
@@ -62,19 +77,21 @@ def kernels(classes: tuple[int, ...], noise: str, rivals: tuple[str, ...], plot:
         raise InputError(f"--{error}") from None
     if classes and min(classes) < 2:
         raise InputError(f"--classes: expected at least 2, got {min(classes)}")
+    chosen = subjects.chosen(names)
     if plot:
         check_paths([plot], "--plot")
         study.check_plot(plot)
     others = {path: study.rival_of(path) for path in rivals}
-    batches = study.shapes(classes)
-    with progress("kernels", 2 * len(batches)) as show:
-        results = list(study.measure(batches, noise, others, show))
+    batches, kind = study.shapes(classes, chosen), getattr(torch, dtype)
+    with progress("kernels", 2 * len(batches)) as show, warnings.catch_warnings():
+        warnings.simplefilter("ignore", PerformanceWarning)  # the table says what ran
+        results = list(study.measure(batches, chosen, noise, kind, others, show))
     if plot:
         study.plot(results, plot)
     if as_json:
         print(json.dumps(study.as_json(results), indent=2))
         return
-    print_table(study.title(), *study.table(results))
+    print_table(study.title(noise, kind), *study.table(results))
     if plot:
         print(f"figure: {plot}")
 
