@@ -48,10 +48,10 @@ WARM_UP = """
 import lossmith
 from lossmith.engine.runtime import compiling
 assert lossmith.warm_up() == compiling.cache_folder()
-from lossmith.engine.argmax.kernels import cpu_entry
+from lossmith.engine.argmax.kernels import cpu_entry, every_entry
 from lossmith.engine.argmax.sharded import cpu
 from lossmith.engine.ranking.kernels import entry
-for module in (cpu_entry, entry):
+for module in (cpu_entry, every_entry, entry):
     teams = [value for name, value in vars(module).items() if name.endswith("_team")]
     assert teams and all(team._compiled is not None for team in teams)
 assert cpu.survey.signatures and cpu.backward.signatures

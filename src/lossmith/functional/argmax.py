@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.engine.argmax import autograd as argmax
-from lossmith.engine.argmax import reference
+from lossmith.engine.argmax import fused, reference
 from lossmith.engine.runtime import custom_op as opaque
 from lossmith.engine.runtime import select
 from lossmith.inputs import (
@@ -35,8 +35,11 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-def _log_probs_by_reference(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
-    select.record(select.choose("argmax_log_probs", (select.REFERENCE,), x[0]))
+def _log_probs_without_formula(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
+    if fused.serves(x[0], noise):  # within an operator
+        select.record("cpu")
+        return fused.log_probs(x[0], x[0].new_ones(1), noise)
+    select.record("reference")
     return reference.log_probs(x[0], noise)
 
 
@@ -45,7 +48,7 @@ def _topk_by_reference(x: Sequence[Tensor], noise: Noise, k: float) -> Tensor:
     return reference.log_prob(x[0], x[1], noise, rank=int(k))
 
 
-_all_log_probs = opaque.register("argmax_log_probs", _log_probs_by_reference, lambda x: torch.empty_like(x[0]), by_rows=True)
+_all_log_probs = opaque.register("argmax_log_probs", _log_probs_without_formula, lambda x: torch.empty_like(x[0]), by_rows=True)
 _topk_log_prob = opaque.register("topk_log_prob", _topk_by_reference, lambda x: x[0].new_empty(x[0].shape[0]), by_rows=True)
 
 
@@ -117,7 +120,7 @@ def argmax_log_prob(
     check_target_type(target, scores)
     z = compute_type(scores)
     ignored = argmax.NO_TARGET if ignore_index is None else ignore_index
-    return argmax.checked_log_prob(z, target, distribution, checked_scale(scale, z), margin, ignored).to(scores.dtype)
+    return fused.checked_log_prob(z, target, distribution, checked_scale(scale, z), margin, ignored).to(scores.dtype)
 
 
 def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: float | Tensor = 1.0) -> Tensor:
@@ -142,7 +145,11 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
     """
     distribution = noises.get(noise)
     check_scores(scores)
-    scale = checked_scale(scale, compute_type(scores))
+    x = compute_type(scores)
+    scale = checked_scale(scale, x)
+    if _has_fused(x, distribution):
+        sigma = scale.reshape(-1) if isinstance(scale, Tensor) else x.new_full((1,), scale)
+        return fused.log_probs(_rows(x), sigma, distribution).view_as(x).to(scores.dtype)
     check_score_values(scores)
     z = _centred(scores) / scale
     if distribution.has_closed_form(scores.shape[-1]):
@@ -243,6 +250,15 @@ def standardize_samples(scores: Tensor, keep: Tensor, group: ProcessGroup | None
 
 def _standardized(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return (z - mean) / variance.clamp_min(1e-12).sqrt()  # the bound keeps a batch of equal scores finite
+
+
+def _has_fused(scores: Tensor, noise: Noise) -> bool:
+    """Whether kernels give log p of every class; notes what runs."""
+    closed = noise.has_closed_form(scores.shape[-1])
+    if (closed and noise.key != fused.GUMBEL) or not fused.serves(scores, noise):
+        return False
+    select.record("closed form" if closed else "cpu")
+    return True
 
 
 def _rows(scores: Tensor) -> Tensor:

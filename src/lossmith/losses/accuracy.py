@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lossmith import functional
-from lossmith.engine.argmax.autograd import checked_log_prob
+from lossmith.engine.argmax.fused import checked_log_prob
 from lossmith.functional.argmax import standardize_samples
 from lossmith.inputs import (
     Samples,

@@ -13,19 +13,22 @@ from lossmith.engine.runtime import compiled, compiling
 
 FIRST_FORWARD = """
 import torch
-from lossmith.functional import argmax_log_prob
-from lossmith.engine.argmax.kernels import cpu_entry
-assert cpu_entry.forward_team._compiled is None
+from lossmith.functional import argmax_log_prob, argmax_log_probs
+from lossmith.engine.argmax.kernels import every_entry
+assert every_entry.one_pass_team._compiled is None
 scores = torch.zeros(2, 5, requires_grad=True)
-log_p = argmax_log_prob(scores, torch.tensor([0, 1]))
-assert cpu_entry.forward_team._compiled is not None
-assert cpu_entry.backward_team._compiled is None
-log_p.sum().backward()
-assert cpu_entry.backward_team._compiled is not None
+argmax_log_prob(scores, torch.tensor([0, 1])).sum().backward()
+assert every_entry.one_pass_team._compiled is not None
+log_p = argmax_log_probs(scores)
+assert every_entry.every_team._compiled is not None
+assert every_entry.every_gradient_team._compiled is None
+log_p[:, 0].sum().backward()
+assert every_entry.every_gradient_team._compiled is not None
+assert every_entry.softmax_team._compiled is None
 """
 
 
-def test_forward_and_backward_are_compiled_each_at_its_first_use() -> None:
+def test_each_kernel_is_compiled_at_its_first_use() -> None:
     subprocess.run([sys.executable, "-c", FIRST_FORWARD], check=True, timeout=300)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import lossmith
 from lossmith import functional
-from lossmith.engine.argmax import autograd
+from lossmith.engine.argmax import fused
 from lossmith.engine.runtime import select
 from lossmith.engine.runtime.select import REFERENCE, Kernel
 
@@ -17,7 +17,7 @@ SCORES, TARGET = torch.randn(40, 60, generator=torch.Generator().manual_seed(0))
 RANKED = TARGET < 10
 CALLS: dict[str, Callable[[], Tensor]] = {
     "argmax_log_prob": lambda: functional.argmax_log_prob(SCORES, TARGET, noise="laplace"),
-    "argmax_log_probs": lambda: functional.argmax_log_probs(SCORES),
+    "argmax_log_probs": lambda: functional.argmax_log_probs(SCORES, noise="laplace"),
     "topk_log_prob": lambda: functional.topk_log_prob(SCORES[:4], TARGET[:4], 2),
     "expected_auc": lambda: functional.expected_auc(torch.linspace(0, 1e9, 40), RANKED, noise="normal"),
     "expected_average_precision": lambda: functional.expected_average_precision(SCORES.flatten()[:80], (RANKED.repeat(2))),
@@ -73,7 +73,7 @@ def test_a_kernel_that_lacked_memory_is_tried_again(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     with monkeypatch.context() as patch:
-        patch.setattr(autograd, "run_team", lacking)
+        patch.setattr(fused, "run_team", lacking)
         with pytest.warns(RuntimeWarning, match="the reference runs instead, this once$") as said:
             found = functional.argmax_log_prob(SCORES, TARGET)
         assert said[0].filename == __file__

@@ -31,61 +31,11 @@ from lossmith.engine.runtime import dtensor
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import choose, give_up, record
 from lossmith.engine.runtime.threads import apart, run_team
-from lossmith.inputs import all_count, check_score_values, check_target_values, is_wrapped, owns_memory, rows_that_count
+from lossmith.inputs import check_score_values, check_target_values, is_wrapped, owns_memory
 from lossmith.noise import Noise
 
 NO_TARGET = -(1 << 63)  # as the target to ignore: none
 TURNS = 4  # in which a thread takes its rows
-
-
-def checked_log_prob(
-    scores: Tensor, target: Tensor, noise: Noise, scale: float | Tensor, margin: float | None, ignored: int = NO_TARGET
-) -> Tensor:
-    """log P(the target wins) by a formula or by a kernel, of arguments whose shapes, dtypes and devices have been checked.
-
-    Args:
-        scores: (…, C), C ≥ 2, float32 or float64.
-        target: (…) of any integer dtype.
-        noise: the distribution of ε.
-        scale: σ > 0: a number, or a tensor (…, 1) of the scores' dtype.
-        margin: the cap of the lead, ≥ 0, or None.
-        ignored: a target that gives 0 and no gradient, whatever its row of scores holds.
-
-    Returns:
-        (…) log-probabilities, differentiable twice in scores and scale.
-
-    Raises:
-        ValueError: as ``log_prob``, a row named by its place in all dimensions.
-    """
-    classes, index = scores.shape[-1], target.long()
-    closed = classes <= noise.closed_form_classes
-    if closed:  # else the kernel or the reference looks at the target's values
-        check_target_values(target, classes, ignored)
-    if margin is not None:
-        own = scores.gather(-1, index.clamp(0, classes - 1).unsqueeze(-1))
-        scores = torch.maximum(scores, own - margin)
-    if closed:
-        return _by_formula(scores, index, noise, scale, ignored)
-    sigma = scale.reshape(-1) if isinstance(scale, Tensor) else scores.new_full((1,), scale)
-    rows = scores if scores.dim() == 2 else scores.reshape(-1, classes)
-    try:
-        return log_prob(rows, index.flatten(), sigma, noise, ignored).view_as(target)
-    except ValueError as error:
-        if str(error).startswith("scores:"):  # of a flat row; here it has its place in all dimensions
-            check_score_values(rows_that_count(scores, target != ignored))
-        raise
-
-
-def _by_formula(scores: Tensor, index: Tensor, noise: Noise, scale: float | Tensor, ignored: int) -> Tensor:
-    record("closed form")
-    keep = index != ignored
-    full = ignored == NO_TARGET or all_count(keep)
-    if not full:
-        scores, index = scores.masked_fill(~keep.unsqueeze(-1), 0.0), torch.where(keep, index, 0)
-    check_score_values(scores)
-    z = (scores - scores.detach().amax(-1, keepdim=True)) / scale  # below 0: divided by a small scale, none becomes +inf
-    log_p = noise.closed_form_log_probs(z).gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    return log_p if full else log_p.masked_fill(~keep, 0.0)
 
 
 def log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int = NO_TARGET) -> Tensor:

@@ -56,6 +56,7 @@ from lossmith.engine.argmax.kernels.cells import (
 )
 from lossmith.engine.argmax.kernels.record import (
     CELLS,
+    COLUMNS,
     COMPLEMENT,
     COUNT,
     DIRECT,
@@ -354,6 +355,42 @@ def evaluate(sums, log_prob, t, steepness, logs, exponent, product, terms, power
         weights[b * capacity + q - begin] = product[q] * share
 
 
+@inlined
+def forward_row(
+    scores, bits, base, C, y, inverse, log_cdf, log_prob, lowest, depth, high, least_lead, most_lead, sure_lead, coarsest,
+    guess, steepness, log_p, weights, capacity, records, b, fine, cell_of, offset, blocks, logs, exponent, product, terms,
+    powers, sums, occupied, slots, moments,
+):  # fmt: skip
+    """Write log p, weights and record of one row to place b; returns whether the row is bad. Arguments as for ``forward``."""
+    high_key, low_key = strongest(bits, base, C, y, blocks)
+    own = scores[base + y]
+    bottom_score, top = float(number(low_key)), number(high_key)
+    if high_key >= INFINITY or low_key < MINUS_INFINITY or not own < np.inf or (top == -np.inf and own == -np.inf):
+        return True
+    if own == -np.inf:
+        log_p[b], records[b, STATUS] = -np.inf, LOST
+        return False
+    t = (float(own) - float(top)) * inverse
+    if t >= sure_lead:
+        log_p[b], records[b, STATUS] = 0.0, SURE
+        return False
+    if not (least_lead <= t < most_lead and inverse < LARGEST_INVERSE):
+        records[b, STATUS] = UNSERVED
+        return False
+    cells = first_thresholds(t, lowest, depth, high, guess, coarsest, records, b)
+    cells = int(min((float(top) - bottom_score) * inverse / CELL + 1, cells))
+    n, used, stride = row_moments(
+        scores, base, C, y, top, inverse, cells, fine, cell_of, offset, blocks, moments, occupied, slots
+    )
+    while records[b, STATUS] > UNSERVED:
+        level, start, count = int(records[b, LEVEL]), int(records[b, START]), int(records[b, COUNT])
+        sum_pieces(sums, log_cdf, level, start, count, occupied, slots, n, moments, stride)
+        evaluate(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, log_p, weights, capacity, records, b)
+    records[b, CELLS], records[b, TOP] = used, high_key
+    clear(moments, 0, MOMENTS * stride)
+    return False
+
+
 @jit
 def forward(
     scores,
@@ -405,34 +442,12 @@ def forward(
             bad = True
             continue
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
-        high_key, low_key = strongest(bits, base, C, y, blocks)
-        own = scores[base + y]
-        bottom_score, top = float(number(low_key)), number(high_key)
-        if high_key >= INFINITY or low_key < MINUS_INFINITY or not own < np.inf or (top == -np.inf and own == -np.inf):
-            bad = True
-            continue
-        if own == -np.inf:
-            log_p[b], records[b, STATUS] = -np.inf, LOST
-            continue
-        t = (float(own) - float(top)) * inverse
-        if t >= sure_lead:
-            log_p[b], records[b, STATUS] = 0.0, SURE
-            continue
-        if not (least_lead <= t < most_lead and inverse < LARGEST_INVERSE):
-            records[b, STATUS], unserved = UNSERVED, True
-            continue
-        cells = first_thresholds(t, lowest, depth, high, guess, coarsest, records, b)
-        cells = int(min((float(top) - bottom_score) * inverse / CELL + 1, cells))
-        n, used, stride = row_moments(
-            scores, base, C, y, top, inverse, cells, fine, cell_of, offset, blocks, moments, occupied, slots
-        )
-        while records[b, STATUS] > UNSERVED:
-            level, start, count = int(records[b, LEVEL]), int(records[b, START]), int(records[b, COUNT])
-            sum_pieces(sums, log_cdf, level, start, count, occupied, slots, n, moments, stride)
-            evaluate(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, log_p, weights, capacity, records, b)
+        bad |= forward_row(
+            scores, bits, base, C, y, inverse, log_cdf, log_prob, lowest, depth, high, least_lead, most_lead, sure_lead,
+            coarsest, guess, steepness, log_p, weights, capacity, records, b, fine, cell_of, offset, blocks, logs, exponent,
+            product, terms, powers, sums, occupied, slots, moments,
+        )  # fmt: skip
         unserved |= records[b, STATUS] == UNSERVED
-        records[b, CELLS], records[b, TOP] = used, high_key
-        clear(moments, 0, MOMENTS * stride)
     keep_alive(scratch)
     return bad, unserved
 
@@ -508,3 +523,52 @@ def backward(
         )  # fmt: skip
         grad[base + y] = -rest
     keep_alive(scratch)
+
+
+@jit
+def forward_and_backward(
+    scores, bits, target, scale, log_cdf, log_prob, slope_by_cell, slope, lowest, depth, high, least_lead, most_lead,
+    sure_lead, coarsest, guess, steepness, ignored, C, log_p, capacity, status, grad, first_row, last_row,
+):  # fmt: skip
+    """Rows first_row … last_row: log p and, in the same pass, its gradient in the scores.
+
+    status: (B,) int32, written to. grad: (B · C,) float32, written to; zeros where the status is not DONE. The other arguments
+    and the result are those of ``forward``, whose weights and records are scratch here.
+    """
+    scratch = (
+        *class_scratch(C), *threshold_scratch(), *cell_scratch(), np.zeros(MOST_THRESHOLDS + WHOLE, np.float32),
+        np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32), np.empty(1, np.float32),
+    )  # fmt: skip
+    (
+        fine, cell_of, offset, blocks, logs, exponent, product, terms, powers, sums, occupied, slots, moments, weights, pieces,
+        row_log_p,
+    ) = uncounted(scratch)  # fmt: skip
+    record = np.zeros((1, COLUMNS), np.int32)
+    bad, unserved = False, False
+    for b in range(first_row, last_row):
+        base, y = b * C, target[b]
+        record[0, STATUS], row_log_p[0] = SURE, 0.0
+        if y != ignored:
+            if y < 0 or y >= C:
+                bad = True
+                continue
+            inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
+            bad |= forward_row(
+                scores, bits, base, C, y, inverse, log_cdf, log_prob, lowest, depth, high, least_lead, most_lead, sure_lead,
+                coarsest, guess, steepness, row_log_p, weights, capacity, record, 0, fine, cell_of, offset, blocks, logs,
+                exponent, product, terms, powers, sums, occupied, slots, moments,
+            )  # fmt: skip
+        log_p[b], status[b] = row_log_p[0], record[0, STATUS]
+        unserved |= status[b] == UNSERVED
+        if status[b] != DONE:
+            clear(grad, base, base + C)
+            continue
+        grad[base + y] = -rival_gradient(
+            scores, bits, base, C, y, number(record[0, TOP]), inverse, slope_by_cell, slope, np.float32(1), weights, capacity,
+            record, 0, fine, cell_of, offset, pieces, grad,
+        )  # fmt: skip
+        clear(weights, 0, record[0, COUNT])
+        if C >= FINE_FROM:
+            clear(fine, 0, 3 * FINE * padded(record[0, CELLS] + 1))
+    keep_alive(scratch)
+    return bad, unserved

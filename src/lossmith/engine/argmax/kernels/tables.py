@@ -43,6 +43,7 @@ REACH = 24.0  # scales within which all but ``TAIL`` of f must lie
 FIT = 3e-6  # error of a piece, relative to its size where that is above SMALL, and to SMALL below
 SMALL = 1e-10
 LOG_SMALLEST = -88.0  # the logarithm of the smallest float32 with all its digits
+FLOOR = 1e-32  # p, with one rival, of a class that is not followed farther down
 LARGEST = 1e38  # that a float32 holds
 EXACT = 1e-7  # error of a sum over thresholds that is none, in float32
 Table = NDArray[np.float32]
@@ -211,6 +212,31 @@ def forward_arrays(noise: str, classes: int) -> dict[str, NDArray[Any]]:
         "depth": made.depth,
         "numbers": np.array(numbers),
     }
+
+
+@lru_cache(maxsize=256)
+def one_pass_arrays(noise: str, classes: int) -> dict[str, NDArray[Any]]:
+    """What the pass that gives log p and its gradient takes of a noise: ``flat_tables``, and the rest of ``forward_arrays``."""
+    given = forward_arrays(noise, classes)
+    return {**flat_tables(noise), **{name: given[name] for name in ("lowest", "depth", "numbers")}}
+
+
+@lru_cache(maxsize=256)
+def every_arrays(noise: str, classes: int) -> dict[str, NDArray[Any]]:
+    """What log p of every class takes of a noise: ``flat_tables``, lowest and depth of ``Tables``, and numbers.
+
+    numbers: (5,) float64: high; the lead down to which classes are followed, where p with one rival is about FLOOR; coarsest;
+    the quantile 1 − 1/C; the steepness 1/β of C − 1 rivals.
+    """
+    made = tables_of(noise)
+    assert made is not None
+    law, given = noises.by_key(noise), forward_arrays(noise, classes)
+    leads = torch.arange(-FARTHEST, 0.0, PACE, dtype=torch.float64)
+    u = torch.arange(-FARTHEST, FARTHEST, PACE, dtype=torch.float64)
+    highest = (law.log_prob(u - leads.unsqueeze(-1)) + law.log_cdf(u)).amax(-1)  # of the integrand of p with one rival
+    floor = max(made.least_lead, float(leads[highest > math.log(FLOOR)].min()))
+    numbers = [made.high, floor, made.coarsest, *given["numbers"][-2:]]
+    return {**flat_tables(noise), "lowest": made.lowest, "depth": made.depth, "numbers": np.array(numbers)}
 
 
 @lru_cache(maxsize=64)

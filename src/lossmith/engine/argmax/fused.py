@@ -1,0 +1,342 @@
+"""float32 rows on the CPU: log P(every class wins), and log P(the target wins) with its gradient in one pass.
+
+Functions of torch.autograd for eager mode. Second derivatives are those of plain torch: of the reference, or of the formula of
+Gumbel noise. Under a transform of torch.func, and compiled, plain torch or the operators of ``custom_op`` stand in their place.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lossmith.engine.argmax import reference
+from lossmith.engine.argmax.autograd import NO_TARGET, log_prob
+from lossmith.engine.argmax.dispatch import CPU
+from lossmith.engine.argmax.dispatch import KERNELS as TARGET_KERNELS
+from lossmith.engine.argmax.dispatch import OPERATION as TARGET
+from lossmith.engine.argmax.kernels.record import CLASSES_PER_THREAD, COLUMNS, KEPT_OTHER, STATUS, UNSERVED
+from lossmith.engine.argmax.kernels.tables import backward_arrays, every_arrays, one_pass_arrays
+from lossmith.engine.runtime.compiling import announced
+from lossmith.engine.runtime.select import REFERENCE, Kernel, broken, choose, give_up, record
+from lossmith.engine.runtime.threads import run_team
+from lossmith.inputs import all_count, check_score_values, check_target_values, is_wrapped, owns_memory, rows_that_count
+from lossmith.noise import Noise
+
+OPERATION = "argmax_log_probs"
+GUMBEL, SOFTMAX = "gumbel", "softmax"  # the noise, and what its kernels compute
+TURNS = 4  # in which a thread takes its rows
+
+
+def _obstacle(scores: Tensor, noise: str) -> str:
+    if noise.startswith("studentt:"):
+        return "the tails of Student's t leave too few digits in the tables; take normal, logistic or Gumbel noise"
+    return CPU.obstacle(scores, noise)
+
+
+KERNELS = (Kernel("cpu", CPU.devices, CPU.dtypes, _obstacle), REFERENCE)
+
+
+def checked_log_prob(
+    scores: Tensor, target: Tensor, noise: Noise, scale: float | Tensor, margin: float | None, ignored: int = NO_TARGET
+) -> Tensor:
+    """log P(the target wins) by a formula or by a kernel, of arguments whose shapes, dtypes and devices have been checked.
+
+    Args:
+        scores: (…, C), C ≥ 2, float32 or float64.
+        target: (…) of any integer dtype.
+        noise: the distribution of ε.
+        scale: σ > 0: a number, or a tensor (…, 1) of the scores' dtype.
+        margin: the cap of the lead, ≥ 0, or None.
+        ignored: a target that gives 0 and no gradient, whatever its row of scores holds.
+
+    Returns:
+        (…) log-probabilities, differentiable twice in scores and scale.
+
+    Raises:
+        ValueError: as ``log_prob``, a row named by its place in all dimensions.
+    """
+    classes, index = scores.shape[-1], target.long()
+    closed = classes <= noise.closed_form_classes
+    is_plain = all(_is_plain(x) for x in (scores, target, scale) if isinstance(x, Tensor))
+    softmax = is_plain and noise.key == GUMBEL and serves(scores, noise)
+    if closed and not softmax:  # else the kernel or the reference looks at the target's values
+        check_target_values(target, classes, ignored)
+    if margin is not None:
+        own = scores.gather(-1, index.clamp(0, classes - 1).unsqueeze(-1))
+        scores = torch.maximum(scores, own - margin)
+    if closed and not softmax:
+        return _by_formula(scores, index, noise, scale, ignored)
+    sigma = scale.reshape(-1) if isinstance(scale, Tensor) else scores.new_full((1,), scale)
+    rows = scores if scores.dim() == 2 else scores.reshape(-1, classes)
+    try:
+        if softmax or (is_plain and choose(TARGET, TARGET_KERNELS, rows, noise.key) == "cpu"):
+            record("closed form" if softmax else "cpu")
+            return target_log_prob(rows, index.flatten(), sigma, noise, ignored).view_as(target)
+        return log_prob(rows, index.flatten(), sigma, noise, ignored).view_as(target)
+    except ValueError as error:
+        if str(error).startswith("scores:"):  # of a flat row; here it has its place in all dimensions
+            check_score_values(rows_that_count(scores, target != ignored))
+        raise
+
+
+def _by_formula(scores: Tensor, index: Tensor, noise: Noise, scale: float | Tensor, ignored: int) -> Tensor:
+    record("closed form")
+    keep = index != ignored
+    full = ignored == NO_TARGET or all_count(keep)
+    if not full:
+        scores, index = scores.masked_fill(~keep.unsqueeze(-1), 0.0), torch.where(keep, index, 0)
+    check_score_values(scores)
+    z = (scores - scores.detach().amax(-1, keepdim=True)) / scale  # below 0: divided by a small scale, none becomes +inf
+    log_p = noise.closed_form_log_probs(z).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    return log_p if full else log_p.masked_fill(~keep, 0.0)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether kernels may read its memory: not compiled, no wrapper, not under ``torch.func``."""
+    return not torch.compiler.is_compiling() and owns_memory(tensor) and not is_wrapped(tensor)
+
+
+def serves(scores: Tensor, noise: Noise) -> bool:
+    """Whether the kernels serve these scores (rows, C): the formula's for Gumbel noise, else those that the tables allow.
+
+    Raises:
+        ValueError: the kernel that ``use_kernel`` names cannot serve.
+    """
+    if not _is_plain(scores):
+        return False
+    if noise.key == GUMBEL:
+        return scores.dtype == torch.float32 and scores.device.type == "cpu" and (SOFTMAX, "cpu") not in broken
+    return choose(OPERATION, KERNELS, scores, noise.key) == "cpu"
+
+
+def log_probs(scores: Tensor, scale: Tensor, noise: Noise) -> Tensor:
+    """log P(each class wins), (rows, C).
+
+    Args:
+        scores: (rows, C), C ≥ 2, float32 on the CPU, not yet divided by the scale.
+        scale: (1,) or (rows,), positive, float32.
+        noise: one that ``serves`` has been asked about.
+
+    Returns:
+        Differentiable twice in scores and scale.
+
+    Raises:
+        ValueError: NaN, +inf or nothing but −inf in a row.
+    """
+    log_p: Tensor = _Every.apply(scores, scale, noise)  # type: ignore[no-untyped-call]
+    return log_p
+
+
+def target_log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int) -> Tensor:
+    """log P(the target wins), (rows,), 0 where it is ``ignored``; the other arguments are those of ``log_probs``.
+
+    Forward computes the gradient as well, and backward multiplies it. The noise has tables, or is Gumbel noise.
+
+    Raises:
+        ValueError: as ``log_probs``; a target out of range.
+    """
+    log_p: Tensor = _Target.apply(scores, target, scale, noise, ignored)  # type: ignore[no-untyped-call]
+    return log_p
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> Any:
+    """The module ``every_entry``. Each of its functions is compiled at its first use; numba keeps the result on disk."""
+    with announced():
+        from lossmith.engine.argmax.kernels import every_entry
+    return every_entry
+
+
+@lru_cache(maxsize=256)
+def _arrays_of_noise(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
+    """The last part of a job, and the arrays to keep alive for it."""
+    arrays = every_arrays(noise, classes)
+    return _kernels().EVERY.tail(arrays), arrays
+
+
+@lru_cache(maxsize=256)
+def _arrays_of_one_pass(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
+    arrays = one_pass_arrays(noise, classes)
+    return _kernels().ONE_PASS.tail(arrays), arrays
+
+
+@lru_cache(maxsize=64)
+def _arrays_of_gradient(noise: str) -> tuple[NDArray[np.int64], Any]:
+    arrays = backward_arrays(noise)
+    return _kernels().EVERY_GRADIENT.tail(arrays), arrays
+
+
+def _run(
+    function: Any, layout: Any, rows: int, classes: int, option: int, arrays: dict[str, Tensor], tail: Any = None
+) -> tuple[bool, bool]:
+    """Run a team function on all rows: whether a row was bad, and whether one is left to the reference."""
+    size = max(1, min(torch.get_num_threads(), rows, rows * (classes + 64) // CLASSES_PER_THREAD))
+    numbers = {"turn": -(-rows // (TURNS * size)), "rows": rows, "classes": classes, "option": option}
+    job = layout.job(numbers, arrays, tail)
+    run_team(function.ctypes, function.address, job.ctypes.data, size)
+    return bool(job[layout.numbers.bad]), bool(job[layout.numbers.unserved])
+
+
+def _plain(scores: Tensor, scale: Tensor, noise: Noise) -> Tensor:
+    """log P(each class wins) by plain torch, differentiable twice."""
+    z = (scores - scores.detach().amax(-1, keepdim=True)) / scale.unsqueeze(-1)
+    return noise.closed_form_log_probs(z) if noise.key == GUMBEL else reference.log_probs(z, noise)
+
+
+def _rows_of(mask: Tensor, scores: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    return scores[mask], scale[mask] if len(scale) > 1 else scale
+
+
+def _differentiated(value: Tensor, leaves: tuple[Tensor, ...], upstream: Tensor, needed: tuple[bool, ...]) -> tuple[Any, ...]:
+    """upstream · value differentiated in the leaves that need it, with a graph."""
+    asked = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
+    parts = iter(torch.autograd.grad(value, asked, upstream, create_graph=True))
+    return tuple(next(parts) if need else None for need in needed)
+
+
+def _scale_gradient(grad: Tensor, scores: Tensor, scale: Tensor) -> Tensor:
+    """As ``autograd.scale_gradient``, the rows' sum where one scale is for all."""
+    lead = scores - scores.amax(-1, keepdim=True)
+    rows = -(grad * torch.where(grad == 0, 0.0, lead)).sum(-1) / scale
+    return rows if scale.shape == rows.shape else rows.sum(-1, keepdim=True)
+
+
+def _by_kernel(scores: Tensor, scale: Tensor, noise: Noise, log_p: Tensor, saved: list[Tensor]) -> tuple[bool, Tensor | None]:
+    """Write log p of every class, and append what the gradient needs to ``saved``.
+
+    Returns:
+        Whether a row is bad; and the rows that are left to plain torch, (rows,) bool, None if there are none.
+    """
+    (rows, classes), kernels = scores.shape, _kernels()
+    arrays = {"scores": scores, "scale": scale, "log_p": log_p}
+    if noise.key == GUMBEL:
+        return _run(kernels.softmax_team, kernels.SOFTMAX, rows, classes, 0, arrays)[0], None
+    records = torch.zeros(rows, COLUMNS, dtype=torch.int32)
+    arrays |= {"weights": scores.new_zeros(rows, KEPT_OTHER), "records": records, "lines": scores.new_zeros(rows, 2)}
+    tail = _arrays_of_noise(noise.key, classes)[0]
+    bad, unserved = _run(kernels.every_team, kernels.EVERY, rows, classes, 0, arrays, tail)
+    saved += (arrays["weights"], records, arrays["lines"])
+    return bad, records[:, STATUS] == UNSERVED if unserved else None
+
+
+def _gradient_by_kernel(
+    scores: Tensor, scale: Tensor, noise: Noise, upstream: Tensor, log_p: Tensor, saved: list[Tensor], grad: Tensor
+) -> None:
+    """Write Σ upstream · log p differentiated in the scores; zeros in rows that were left to plain torch."""
+    (rows, classes), kernels = scores.shape, _kernels()
+    arrays = {"scale": scale.contiguous(), "upstream": upstream.contiguous(), "log_p": log_p, "grad": grad}
+    if noise.key == GUMBEL:
+        _run(kernels.softmax_gradient_team, kernels.SOFTMAX_GRADIENT, rows, classes, 0, arrays)
+        return
+    weights, records, lines = saved
+    arrays |= {"scores": scores.contiguous(), "weights": weights, "records": records, "lines": lines}
+    tail = _arrays_of_gradient(noise.key)[0]
+    _run(kernels.every_gradient_team, kernels.EVERY_GRADIENT, rows, classes, 0, arrays, tail)
+
+
+class _Every(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, scale: Tensor, noise: Noise) -> Tensor:
+        z, sigma = scores.contiguous(), scale.contiguous()
+        log_p, saved, left = torch.empty_like(z), list[Tensor](), None
+        try:
+            bad, left = _by_kernel(z, sigma, noise, log_p, saved)
+        except Exception as error:  # whatever it is, there is another way, and the user learns of it
+            give_up(SOFTMAX if noise.key == GUMBEL else OPERATION, "cpu", error)
+            bad, left = False, torch.ones(len(z), dtype=torch.bool)
+        if bad:
+            check_score_values(z)
+        if left is not None:
+            log_p[left] = _plain(*_rows_of(left, z, sigma), noise)
+        ctx.noise, ctx.left = noise, left
+        ctx.save_for_backward(scores, scale, log_p, *saved)
+        return log_p
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scores, scale, log_p, *saved = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():  # create_graph=True
+            return *_differentiated(_plain(scores, scale, ctx.noise), (scores, scale), upstream, needed), None
+        grad = torch.zeros_like(log_p)
+        if ctx.left is None or not ctx.left.all():
+            _gradient_by_kernel(scores, scale, ctx.noise, upstream, log_p, saved, grad)
+        if ctx.left is not None:
+            z, sigma = _rows_of(ctx.left, scores, scale)
+            with torch.enable_grad():
+                leaf = z.detach().requires_grad_()
+                grad[ctx.left] = torch.autograd.grad(_plain(leaf, sigma, ctx.noise), leaf, upstream[ctx.left])[0]
+        return grad, _scale_gradient(grad, scores, scale) if needed[1] else None, None
+
+
+class _Target(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int) -> Tensor:
+        rows, classes = scores.shape
+        z, differentiate = scores.contiguous(), any(ctx.needs_input_grad)
+        gumbel, kernels = noise.key == GUMBEL, _kernels()
+        log_p = z.new_empty(rows)
+        grad = torch.empty_like(z) if differentiate or not gumbel else z.new_empty(0)
+        arrays = {"scores": z, "target": target.contiguous(), "scale": scale.contiguous(), "log_p": log_p, "grad": grad}
+        left = None
+        try:
+            if gumbel:
+                bad, unserved = _run(kernels.target_team, kernels.TARGET, rows, classes, ignored, arrays)
+            else:
+                arrays["status"] = status = torch.empty(rows, dtype=torch.int32)
+                tail = _arrays_of_one_pass(noise.key, classes)[0]
+                bad, unserved = _run(kernels.one_pass_team, kernels.ONE_PASS, rows, classes, ignored, arrays, tail)
+            if unserved:
+                left = status == UNSERVED
+        except Exception as error:  # whatever it is, there is another way, and the user learns of it
+            give_up(SOFTMAX if gumbel else TARGET, "cpu", error)
+            record("closed form" if gumbel else "reference")
+            bad, left, grad = True, target != ignored, torch.zeros_like(z)
+            log_p.zero_()
+        if bad:
+            check_target_values(target, classes, ignored)
+            check_score_values(z[target != ignored])
+        if left is not None:
+            _by_plain_torch(left, z, target, scale, noise, log_p, grad)
+        ctx.noise, ctx.ignored = noise, ignored
+        ctx.save_for_backward(scores, target, scale, grad)
+        return log_p
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scores, target, scale, grad = ctx.saved_tensors
+        needed = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        if torch.is_grad_enabled():  # create_graph=True
+            keep = target != ctx.ignored
+            z, sigma = _rows_of(keep, scores, scale)
+            log_p = _plain_of_target(z, target[keep], sigma, ctx.noise)
+            in_scores, in_scale = _differentiated(log_p, (scores, scale), upstream[keep], needed)
+            return in_scores, None, in_scale, None, None
+        in_scores = grad * upstream.unsqueeze(-1)
+        return in_scores, None, _scale_gradient(in_scores, scores, scale) if needed[1] else None, None, None
+
+
+def _plain_of_target(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise) -> Tensor:
+    """log P(the target wins) by plain torch, differentiable twice."""
+    z = (scores - scores.detach().amax(-1, keepdim=True)) / scale.unsqueeze(-1)
+    if noise.key == GUMBEL:
+        return noise.closed_form_log_probs(z).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    return reference.log_prob(z, target, noise)
+
+
+def _by_plain_torch(
+    left: Tensor, scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, log_p: Tensor, grad: Tensor
+) -> None:
+    """Write log p of the rows that are left, (rows,) bool, and its gradient unless ``grad`` is empty."""
+    z, sigma = _rows_of(left, scores, scale)
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        value = _plain_of_target(leaf, target[left], sigma.detach(), noise)
+        log_p[left] = value.detach()
+        if grad.numel():
+            grad[left] = torch.autograd.grad(value.sum(), leaf)[0]
