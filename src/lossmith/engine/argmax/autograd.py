@@ -303,7 +303,7 @@ def second(
     return one, two, three
 
 
-def _scale_gradient(grad: Tensor, scores: Tensor, scale: Tensor) -> Tensor:
+def scale_gradient(grad: Tensor, scores: Tensor, scale: Tensor) -> Tensor:
     """log p depends on differences of z over σ: ∂/∂σ = −Σ_j (∂/∂z_j) z_j / σ, with z measured from the row's highest."""
     lead = scores - scores.detach().amax(-1, keepdim=True)
     lead = torch.where(grad == 0, 0.0, lead)  # a removed class, at −inf, has none
@@ -320,7 +320,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _of_inputs(ctx: Any, grad: Tensor, scores: Tensor, scale: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients in the five inputs of ``value``, from that in the scores."""
-    return grad, None, _scale_gradient(grad, scores, scale) if ctx.needs_input_grad[2] else None, None, None
+    return grad, None, scale_gradient(grad, scores, scale) if ctx.needs_input_grad[2] else None, None, None
 
 
 # Eager mode: functions of torch.autograd, which torch.func can transform.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lossmith.engine.argmax import reference
-from lossmith.engine.argmax.autograd import NO_TARGET, log_prob
+from lossmith.engine.argmax.autograd import NO_TARGET, TURNS, log_prob, scale_gradient
 from lossmith.engine.argmax.dispatch import CPU
 from lossmith.engine.argmax.dispatch import KERNELS as TARGET_KERNELS
 from lossmith.engine.argmax.dispatch import OPERATION as TARGET
@@ -29,7 +29,6 @@ from lossmith.noise import Noise
 
 OPERATION = "argmax_log_probs"
 GUMBEL, SOFTMAX = "gumbel", "softmax"  # the noise, and what its kernels compute
-TURNS = 4  # in which a thread takes its rows
 
 
 def _obstacle(scores: Tensor, noise: str) -> str:
@@ -199,13 +198,6 @@ def _differentiated(value: Tensor, leaves: tuple[Tensor, ...], upstream: Tensor,
     return tuple(next(parts) if need else None for need in needed)
 
 
-def _scale_gradient(grad: Tensor, scores: Tensor, scale: Tensor) -> Tensor:
-    """As ``autograd.scale_gradient``, the rows' sum where one scale is for all."""
-    lead = scores - scores.amax(-1, keepdim=True)
-    rows = -(grad * torch.where(grad == 0, 0.0, lead)).sum(-1) / scale
-    return rows if scale.shape == rows.shape else rows.sum(-1, keepdim=True)
-
-
 def _by_kernel(scores: Tensor, scale: Tensor, noise: Noise, log_p: Tensor, saved: list[Tensor]) -> tuple[bool, Tensor | None]:
     """Write log p of every class, and append what the gradient needs to ``saved``.
 
@@ -271,7 +263,7 @@ class _Every(torch.autograd.Function):
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
                 grad[ctx.left] = torch.autograd.grad(_plain(leaf, sigma, ctx.noise), leaf, upstream[ctx.left])[0]
-        return grad, _scale_gradient(grad, scores, scale) if needed[1] else None, None
+        return grad, scale_gradient(grad, scores, scale) if needed[1] else None, None
 
 
 class _Target(torch.autograd.Function):
@@ -279,12 +271,12 @@ class _Target(torch.autograd.Function):
     def forward(ctx: Any, scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int) -> Tensor:
         rows, classes = scores.shape
         z, differentiate = scores.contiguous(), any(ctx.needs_input_grad)
-        gumbel, kernels = noise.key == GUMBEL, _kernels()
-        log_p = z.new_empty(rows)
+        gumbel, log_p = noise.key == GUMBEL, z.new_empty(rows)
         grad = torch.empty_like(z) if differentiate or not gumbel else z.new_empty(0)
         arrays = {"scores": z, "target": target.contiguous(), "scale": scale.contiguous(), "log_p": log_p, "grad": grad}
         left = None
         try:
+            kernels = _kernels()
             if gumbel:
                 bad, unserved = _run(kernels.target_team, kernels.TARGET, rows, classes, ignored, arrays)
             else:
@@ -318,7 +310,7 @@ class _Target(torch.autograd.Function):
             in_scores, in_scale = _differentiated(log_p, (scores, scale), upstream[keep], needed)
             return in_scores, None, in_scale, None, None
         in_scores = grad * upstream.unsqueeze(-1)
-        return in_scores, None, _scale_gradient(in_scores, scores, scale) if needed[1] else None, None, None
+        return in_scores, None, scale_gradient(in_scores, scores, scale) if needed[1] else None, None, None
 
 
 def _plain_of_target(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise) -> Tensor:
