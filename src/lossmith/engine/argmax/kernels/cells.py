@@ -84,6 +84,15 @@ def clear(out, first, last):
 
 
 @jit
+def sum_of(x, first, last):
+    """Σ x[first … last] in float64."""
+    total = 0.0
+    for j in range(np.uint64(first), np.uint64(last)):
+        total += float(x[j])
+    return total
+
+
+@jit
 def locate(scores, first, last, top, per_cell, limit, cell_of, offset):
     """Write cell and offset of the classes first … last.
 

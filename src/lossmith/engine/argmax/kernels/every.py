@@ -35,6 +35,7 @@ from lossmith.engine.argmax.kernels.cells import (
     row_length,
     slope_at,
     spread_fine,
+    sum_of,
     sum_pieces,
 )
 from lossmith.engine.argmax.kernels.cpu import (
@@ -109,15 +110,6 @@ def _place_of(x, first, count, bound):
     for j in range(np.uint64(0), np.uint64(count)):
         found = np.int64(j) if x[start + j] > bound else found
     return found
-
-
-@jit
-def _sum(x, first, last):
-    """Σ x[first … last] in float64."""
-    total = 0.0
-    for j in range(np.uint64(first), np.uint64(last)):
-        total += float(x[j])
-    return total
 
 
 @inlined
@@ -307,7 +299,7 @@ def forward(
         if many:
             clear(fine, 0, 3 * FINE * stride)
         at = _place_of(log_p, base, C, np.float32(0.5))
-        rest = _sum(log_p, base, base + at) + _sum(log_p, base + at + 1, base + C) if at >= 0 else 0.0
+        rest = sum_of(log_p, base, base + at) + sum_of(log_p, base + at + 1, base + C) if at >= 0 else 0.0
         _log_in_place(log_p, base, C)
         if at >= 0:
             log_p[base + at] = np.log1p(-rest)

@@ -8,8 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from lossmith.engine.argmax.kernels.cells import INFINITY, MINUS_INFINITY, clear, extremes, number
-from lossmith.engine.argmax.kernels.cpu import INVERSE_FACTORIALS, LN2_HIGH, LN2_LOW, LOG2_E, ROUND, exact
+from lossmith.engine.argmax.kernels.cells import INFINITY, MINUS_INFINITY, clear, extremes, number, sum_of
+from lossmith.engine.argmax.kernels.cpu import (
+    EXPONENT_BIAS,
+    INVERSE_FACTORIALS,
+    LEAST_EXPONENT,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2_E,
+    MANTISSA_BITS,
+    ROUND,
+    exact,
+)
 from lossmith.engine.runtime.compiled import jit
 from lossmith.engine.runtime.simd import float_of
 
@@ -20,7 +30,7 @@ def _exp_of_leads(scores, first, count, top, inverse, out, at):
     i, k = np.uint64(first), np.uint64(at)
     for j in range(np.uint64(0), np.uint64(count)):
         x = (scores[i + j] - top) * inverse
-        y = max(x, np.float32(-86))
+        y = max(x, LEAST_EXPONENT)
         n = (y * LOG2_E + ROUND) - ROUND
         r = (y - n * LN2_HIGH) - n * LN2_LOW
         p = INVERSE_FACTORIALS[7]
@@ -30,16 +40,8 @@ def _exp_of_leads(scores, first, count, top, inverse, out, at):
         p = p * r + INVERSE_FACTORIALS[3]
         p = p * r + INVERSE_FACTORIALS[2]
         p = p * r + np.float32(1)
-        p = (p * r + np.float32(1)) * float_of((np.int32(n) + np.int32(127)) << np.int32(23))
-        out[k + j] = p if x > np.float32(-86) else np.float32(0)
-
-
-@jit
-def _sum(x, first, last):
-    total = 0.0
-    for j in range(np.uint64(first), np.uint64(last)):
-        total += float(x[j])
-    return total
+        p = (p * r + np.float32(1)) * float_of((np.int32(n) + EXPONENT_BIAS) << MANTISSA_BITS)
+        out[k + j] = p if x > LEAST_EXPONENT else np.float32(0)
 
 
 @jit
@@ -77,7 +79,7 @@ def target_rows(scores, bits, target, scale, ignored, C, log_p, grad, differenti
             continue
         inverse, top, own = 1.0 / float(scale[b if len(scale) > 1 else 0]), number(high_key), scores[base + y]
         _exp_of_leads(scores, base, C, top, np.float32(inverse), grad, out)
-        rivals = _sum(grad, out, out + y) + _sum(grad, out + y + 1, out + C)
+        rivals = sum_of(grad, out, out + y) + sum_of(grad, out + y + 1, out + C)
         lead, own_exp = (float(own) - float(top)) * inverse, float(grad[out + y])
         log_p[b] = -np.log1p(rivals) if lead == 0 else lead - np.log(rivals + own_exp)
         if differentiate:
@@ -102,7 +104,7 @@ def all_rows(scores, bits, scale, C, log_p, first_row, last_row):
         inverse, top = 1.0 / float(scale[b if len(scale) > 1 else 0]), number(high_key)
         _exp_of_leads(scores, base, C, top, np.float32(inverse), log_p, base)
         leader = _leader(scores, base, C, top)
-        rivals = _sum(log_p, base, base + leader) + _sum(log_p, base + leader + 1, base + C)
+        rivals = sum_of(log_p, base, base + leader) + sum_of(log_p, base + leader + 1, base + C)
         log_sum = np.log1p(rivals)
         _leads_less(scores, base, C, top, inverse, log_sum, log_p)
         log_p[base + leader] = -log_sum
@@ -131,7 +133,7 @@ def all_rows_gradient(log_p, scale, upstream, C, grad, first_row, last_row):
     for b in range(first_row, last_row):
         base = b * C
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
-        total = _sum(upstream, base, base + C)
+        total = sum_of(upstream, base, base + C)
         _exp_of_leads(log_p, base, C, np.float32(0), np.float32(1), grad, base)
         _less_multiple(upstream, base, C, np.float32(total), np.float32(inverse), grad)
 
