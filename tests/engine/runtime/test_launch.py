@@ -2,13 +2,12 @@
 
 import ctypes
 
-import numba
 import numpy as np
 import pytest
 import torch
 
 from lossmith.engine.runtime.compiled import team_function
-from lossmith.engine.runtime.launch import Layout, array, array_as
+from lossmith.engine.runtime.launch import Layout, array, array_as, job_at, matrix, take
 
 LAYOUT = Layout("sum_team", ("count",), numbers=np.float64, bits=(np.float32, np.float64), result=np.int32)
 _SIZE, _NUMBER, _IN = LAYOUT.size, LAYOUT.numbers, LAYOUT.slots
@@ -16,7 +15,7 @@ _SIZE, _NUMBER, _IN = LAYOUT.size, LAYOUT.numbers, LAYOUT.slots
 
 @team_function
 def sum_team(data):
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     numbers, result = array(job, _IN.numbers), array(job, _IN.result)
     bits = array_as(job, _IN.bits, np.int32)
     total = 0.0
@@ -65,3 +64,28 @@ def test_slots_with_a_choice_of_dtypes_agree() -> None:
     layout.job({}, {"x": np.ones(1), "y": np.ones(1)})
     with pytest.raises(TypeError, match=r"^two: y: expected float64, got float32$"):
         layout.job({}, {"x": np.ones(1), "y": np.ones(1, np.float32)})
+
+
+_PIECES = Layout("pieces_team", ("pieces",), table=np.int32)
+_PIECES_SIZE, _PIECES_NUMBER, _PIECES_IN = _PIECES.size, _PIECES.numbers, _PIECES.slots
+
+
+@team_function
+def pieces_team(data):
+    job = job_at(data, _PIECES_SIZE)
+    table = matrix(job, _PIECES_IN.table, 3)
+    while True:
+        first = take(job)
+        if first >= job[_PIECES_NUMBER.pieces]:
+            return
+        for row in range(first, min(first + job[_PIECES_NUMBER.turn], len(table))):
+            table[row, 0], table[row, 1], table[row, 2] = first, row, table.shape[0]
+
+
+def test_pieces_are_taken_by_turns_and_an_array_may_have_two_dimensions() -> None:
+    for turn in (1, 2):
+        table = np.zeros((5, 3), np.int32)
+        job = _PIECES.job({"pieces": 5} | ({"turn": turn} if turn > 1 else {}), {"table": table})
+        pieces_team.ctypes(job.ctypes.data)
+        assert table.tolist() == [[row // turn * turn, row, 5] for row in range(5)]
+        assert job[_PIECES.numbers.next] >= 5

@@ -1,7 +1,5 @@
 """The intrinsics by themselves, in compiled functions of a line each, against NumPy."""
 
-import sys
-
 import numba
 import numpy as np
 import pytest
@@ -24,17 +22,6 @@ def float_of(bits):  # type: ignore[no-untyped-def]
 @numba.njit
 def bits_of(number):  # type: ignore[no-untyped-def]
     return simd.bits_of(number)
-
-
-@numba.njit
-def swap(arrays):  # type: ignore[no-untyped-def]
-    """The first half of each becomes that of the other."""
-    one, other = simd.uncounted(arrays)
-    for i in range(len(one) // 2):
-        one[i], other[i] = other[i], one[i]
-    total = one.sum() - other.sum()
-    simd.keep_alive(arrays)
-    return total
 
 
 @EACH_COUNT
@@ -63,13 +50,3 @@ def test_bits_are_those_of_numpys_view() -> None:
     assert [bits_of(number) for number in NUMBERS] == bits.tolist()
     found = np.array([float_of(each) for each in bits], np.float32)
     np.testing.assert_array_equal(found.view(np.int32), bits)
-
-
-def test_uncounted_arrays_are_the_arrays_and_leave_no_counts_behind() -> None:
-    one, other = np.arange(6.0), -np.arange(6.0)
-    counts = sys.getrefcount(one), sys.getrefcount(other)
-    for _ in range(3):
-        swap((one, other))
-    assert one.tolist() == [0, -1, -2, 3, 4, 5]
-    assert other.tolist() == [0, 1, 2, -3, -4, -5]
-    assert (sys.getrefcount(one), sys.getrefcount(other)) == counts

@@ -272,7 +272,7 @@ class _Target(torch.autograd.Function):
         rows, classes = scores.shape
         z, differentiate = scores.contiguous(), any(ctx.needs_input_grad)
         gumbel, log_p = noise.key == GUMBEL, z.new_empty(rows)
-        grad = torch.empty_like(z) if differentiate or not gumbel else z.new_empty(0)
+        grad = torch.empty_like(z) if differentiate else z.new_empty(0)
         arrays = {"scores": z, "target": target.contiguous(), "scale": scale.contiguous(), "log_p": log_p, "grad": grad}
         left = None
         try:
@@ -280,11 +280,11 @@ class _Target(torch.autograd.Function):
             if gumbel:
                 bad, unserved = _run(kernels.target_team, kernels.TARGET, rows, classes, ignored, arrays)
             else:
-                arrays["status"] = status = torch.empty(rows, dtype=torch.int32)
+                arrays["records"] = records = torch.empty(rows, COLUMNS, dtype=torch.int32)
                 tail = _arrays_of_one_pass(noise.key, classes)[0]
                 bad, unserved = _run(kernels.one_pass_team, kernels.ONE_PASS, rows, classes, ignored, arrays, tail)
             if unserved:
-                left = status == UNSERVED
+                left = records[:, STATUS] == UNSERVED
         except Exception as error:  # whatever it is, there is another way, and the user learns of it
             give_up(SOFTMAX if gumbel else TARGET, "cpu", error)
             record("closed form" if gumbel else "reference")

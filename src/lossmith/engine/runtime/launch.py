@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba.core.imputils import lower_constant
-from numba.extending import intrinsic, models, overload, register_model, typeof_impl
-from numba.np import arrayobj
+from numba.extending import intrinsic, models, register_model, typeof_impl
 from numpy.typing import NDArray
 from torch import Tensor
+
+from lossmith.engine.runtime.arrays import contiguous
 
 NEXT = 0  # position of the next piece of work that no thread has taken
 TURN = 1  # position of the number of pieces that a thread takes at a time
@@ -110,14 +111,14 @@ class Layout:
         """A job.
 
         Args:
-            numbers: by name; those left out are 0.
+            numbers: by name; those left out are 0, ``turn`` 1.
             arrays: by name, contiguous; they must outlive the job.
             tail: from ``tail``: for the last arrays.
 
         Raises:
             TypeError: an array is missing, unknown or not contiguous, or has another dtype than its slot.
         """
-        head = [numbers.get(name, 0) for name in self._names]
+        head = [numbers.get(name, 1 if name == "turn" else 0) for name in self._names]
         if tail is None:
             return np.array(head + self._part(self._checks, arrays), np.int64)
         own = len(self._checks) - len(tail) // SLOT_NUMBERS
@@ -153,6 +154,8 @@ class Layout:
 
 # In compiled code
 
+_JOB = numba.types.Array(numba.int64, 1, "C")
+
 
 class _SlotType(numba.types.Opaque):
     """numba's type of a ``Slot``: its place and, if it has but one dtype, that dtype are known when code is compiled."""
@@ -176,55 +179,64 @@ def _constant_slot(context, builder, kind, value):
 
 
 @intrinsic
-def take(typing, place, amount):
-    """Atomic fetch and add at an address: the old value."""
+def job_at(typing, data, size):
+    """The job at an address (a void pointer), with so many numbers."""
 
     def generate(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", pointer, arguments[1], "monotonic")
+        return contiguous(context, builder, signature.return_type, *arguments[:1], [arguments[1]])
 
-    return numba.int64(numba.int64, numba.int64), generate
+    return _JOB(numba.types.voidptr, numba.intp), generate
 
 
 @intrinsic
-def _array_at(typing, address, size, dtype):
-    """The array of so many elements at an address, in one dimension, without counts of references.
-
-    An intrinsic: ``numba.carray`` says the same, and takes a tenth of a second to compile at each use.
-    """
-    kind = numba.types.Array(dtype.dtype, 1, "C")
+def take(typing, job):
+    """The first piece of work that no thread has taken, int64: this thread takes ``job[TURN]`` pieces from there on."""
 
     def generate(context, builder, signature, arguments):
-        where, count, _ = arguments
-        made = context.make_array(kind)(context, builder)
-        element = context.get_data_type(kind.dtype)
-        width = context.get_constant(numba.types.intp, context.get_abi_sizeof(element))
-        pointer = builder.inttoptr(where, element.as_pointer())
-        arrayobj.populate_array(made, pointer, [count], [width], width, None)
-        return made._getvalue()
+        next_piece, turn = (_pointer(context, builder, arguments[0], place) for place in (NEXT, TURN))
+        return builder.atomic_rmw("add", next_piece, builder.load(turn), "monotonic")
 
-    return kind(numba.int64, numba.int64, dtype), generate
+    return numba.int64(_JOB), generate
 
 
-def array(job: Any, slot: Any) -> Any:
-    """The array of a slot, in one dimension, with the slot's dtype; for compiled code."""
-    raise NotImplementedError
+@intrinsic
+def array(typing, job, slot):
+    """The array of a slot, in one dimension, with the slot's dtype."""
+    return _array_of(slot, _own_dtype(slot))
 
 
-def array_as(job: Any, slot: Any, dtype: Any) -> Any:
-    """The array of a slot, in one dimension, its memory read as ``dtype``; for compiled code."""
-    raise NotImplementedError
+@intrinsic
+def array_as(typing, job, slot, dtype):
+    """The array of a slot, in one dimension, its memory read as ``dtype``."""
+    return _array_of(slot, dtype.dtype, dtype)
 
 
-@overload(array)
-def _array(job, slot):
-    position, dtype = ARRAYS + SLOT_NUMBERS * slot.place, slot.dtype
-    if dtype is None:
+@intrinsic
+def matrix(typing, job, slot, columns):
+    """The array of a slot in two dimensions, (…, columns), with the slot's dtype."""
+    return _array_of(slot, _own_dtype(slot), numba.intp, dimensions=2)
+
+
+def _own_dtype(slot: Any) -> Any:
+    if slot.dtype is None:
         raise numba.core.errors.TypingError("the slot has a choice of dtypes: array_as says which")
-    return lambda job, slot: _array_at(job[position], job[position + 1], dtype)
+    return numba.from_dtype(np.dtype(slot.dtype))
 
 
-@overload(array_as)
-def _array_as(job, slot, dtype):
-    position = ARRAYS + SLOT_NUMBERS * slot.place
-    return lambda job, slot, dtype: _array_at(job[position], job[position + 1], dtype)
+def _pointer(context: Any, builder: Any, job: Any, place: int) -> Any:
+    """LLVM's pointer to a number of a job."""
+    data = context.make_array(_JOB)(context, builder, job).data
+    return builder.gep(data, [ir.Constant(ir.IntType(64), place)])
+
+
+def _array_of(slot: Any, dtype: Any, *more: Any, dimensions: int = 1) -> Any:
+    """Signature and code of an intrinsic of a job, a slot and perhaps one argument more."""
+    kind = numba.types.Array(dtype, dimensions, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = ARRAYS + SLOT_NUMBERS * slot.place
+        address, size = (builder.load(_pointer(context, builder, arguments[0], each)) for each in (place, place + 1))
+        shape = [size] if dimensions == 1 else [builder.sdiv(size, arguments[2]), arguments[2]]
+        return contiguous(context, builder, kind, address, shape)
+
+    return kind(_JOB, slot, *more), generate

@@ -1,6 +1,6 @@
 """Functions of compiled code that numba cannot express in Python and that are written in LLVM's own instructions.
 
-They are sums over pieces of an array as vector instructions, the bits of a float32, and arrays without counts of references.
+They are sums over pieces of an array as vector instructions, and the bits of a float32.
 """
 
 from __future__ import annotations
@@ -81,27 +81,3 @@ def bits_of(typing, number):
         return builder.bitcast(arguments[0], ir.IntType(32))
 
     return numba.int32(numba.float32), generate
-
-
-@intrinsic
-def uncounted(typing, arrays):
-    """The arrays of a tuple without counts of references, which cost an atomic instruction wherever an array is passed on.
-
-    They may be used as long as the tuple lives, until ``keep_alive`` of that tuple.
-    """
-
-    def generate(context, builder, signature, arguments):
-        made = []
-        for kind, array in zip(arrays, cgutils.unpack_tuple(builder, arguments[0]), strict=True):
-            plain = context.make_array(kind)(context, builder, array)
-            plain.meminfo, plain.parent = (cgutils.get_null_value(x.type) for x in (plain.meminfo, plain.parent))
-            made.append(plain._getvalue())
-        return context.make_tuple(builder, arrays, made)
-
-    return arrays(arrays), generate
-
-
-@intrinsic
-def keep_alive(typing, arrays):
-    """Does nothing, and thereby keeps the tuple of arrays that was passed to ``uncounted`` alive until here."""
-    return numba.void(arrays), lambda context, builder, signature, arguments: context.get_dummy_value()

@@ -278,9 +278,9 @@ def by_cell(cell, level):
             _level_offset(level)
             + phase * MOMENTS * row_length(level)
             + (cell - phase) // phases
-            + int(FARTHEST) * (STEPS << level)
+            + np.int64(FARTHEST) * (STEPS << level)
         )
-    return _level_offset(level) + cell * (1 << (level - SQUARE_LEVEL)) + int(FARTHEST) * (STEPS << level)
+    return _level_offset(level) + cell * (1 << (level - SQUARE_LEVEL)) + np.int64(FARTHEST) * (STEPS << level)
 
 
 @jit
@@ -293,9 +293,9 @@ def row_length(level):
 def by_threshold(q, level):
     """Place, in a table ordered by thresholds, of the cell 0 seen from threshold q."""
     if level < SQUARE_LEVEL:
-        return _level_offset(level) + q * (PHASES >> level) + int(FARTHEST / CELL)
+        return _level_offset(level) + q * (PHASES >> level) + np.int64(FARTHEST / CELL)
     phases = 1 << (level - SQUARE_LEVEL)
-    return _level_offset(level) + (q % phases) * MOMENTS * WIDTH + q // phases + int(FARTHEST / CELL)
+    return _level_offset(level) + (q % phases) * MOMENTS * WIDTH + q // phases + np.int64(FARTHEST / CELL)
 
 
 @jit

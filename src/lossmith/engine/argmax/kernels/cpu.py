@@ -56,7 +56,6 @@ from lossmith.engine.argmax.kernels.cells import (
 )
 from lossmith.engine.argmax.kernels.record import (
     CELLS,
-    COLUMNS,
     COMPLEMENT,
     COUNT,
     DIRECT,
@@ -74,8 +73,9 @@ from lossmith.engine.argmax.kernels.record import (
     UNSERVED,
 )
 from lossmith.engine.argmax.kernels.tables import CELL, FARTHEST, LEVELS, MOMENTS, PACE, STEPS
+from lossmith.engine.runtime.arrays import empty, release, zeros
 from lossmith.engine.runtime.compiled import inlined, jit, kernel
-from lossmith.engine.runtime.simd import WHOLE, bits_of, float_of, keep_alive, uncounted
+from lossmith.engine.runtime.simd import WHOLE, bits_of, float_of
 
 BLOCK = 512  # classes of a block; a block without any class in the cells is skipped
 FINE_FROM = 1 << 9  # classes from which on fine cells pay
@@ -187,26 +187,26 @@ def _roughness(sums, exponent, above, steepness, h, count):
 @inlined
 def class_scratch(C):
     """Scratch for ``row_moments`` and ``rival_gradient``: fine, cell_of, offset, and the highest key of each block."""
-    fine = np.zeros((MAX_CELLS + WHOLE) * FINE * 3 if C >= FINE_FROM else 1, np.float32)
-    return fine, np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32), np.empty(C // BLOCK + 1, np.int32)
+    fine = zeros((MAX_CELLS + WHOLE) * FINE * 3 if C >= FINE_FROM else 1, np.float32)
+    return fine, empty(BLOCK, np.int32), empty(BLOCK, np.float32), empty(C // BLOCK + 1, np.int32)
 
 
 @inlined
 def threshold_scratch():
     """Scratch for ``evaluate``: logs, exponent, product, terms, powers."""
     logs, exponent, product = (
-        np.empty(MOST_THRESHOLDS, np.float32),
-        np.empty(MOST_THRESHOLDS, np.float32),
-        np.empty(MOST_THRESHOLDS, np.float32),
+        empty(MOST_THRESHOLDS, np.float32),
+        empty(MOST_THRESHOLDS, np.float32),
+        empty(MOST_THRESHOLDS, np.float32),
     )
-    return logs, exponent, product, np.empty(MOST_THRESHOLDS, np.float32), np.empty(MOMENTS, np.float32)
+    return logs, exponent, product, empty(MOST_THRESHOLDS, np.float32), empty(MOMENTS, np.float32)
 
 
 @inlined
 def cell_scratch():
     """Scratch for a row: sums, occupied, slots, and the moments, zeros."""
-    occupied, slots = np.empty(MAX_CELLS, np.int32), np.empty(MAX_CELLS, np.int32)
-    return np.empty(MOST_THRESHOLDS, np.float32), occupied, slots, np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
+    occupied, slots = empty(MAX_CELLS, np.int32), empty(MAX_CELLS, np.int32)
+    return empty(MOST_THRESHOLDS, np.float32), occupied, slots, zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
 
 
 @jit
@@ -282,28 +282,30 @@ def first_thresholds(t, lowest, depth, high, guess, coarsest, records, b):
 
     lowest, depth, high: of ``Tables``. guess: the quantile 1 − 1/C, about where the highest of C equal rivals is.
     """
-    pace = int((t + FARTHEST) / PACE)
+    pace = np.int64((t + FARTHEST) / PACE)
     reach = max(t, guess, 0.0) + high
-    start = int(np.floor(lowest[pace] * (STEPS << coarsest)))
+    start = np.int64(np.floor(lowest[pace] * (STEPS << coarsest)))
     records[b, LEVEL], records[b, START], records[b, STATUS] = coarsest, start, OPEN
-    records[b, COUNT] = min(padded(int(np.ceil(reach * (STEPS << coarsest))) - start + 1), MOST_THRESHOLDS)
+    records[b, COUNT] = min(padded(np.int64(np.ceil(reach * (STEPS << coarsest))) - start + 1), MOST_THRESHOLDS)
     return min(max(depth[pace], depth[pace + 1]), MAX_CELLS)
 
 
 @inlined
-def evaluate(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, log_p, weights, capacity, records, b):
+def evaluate(
+    sums, log_prob, t, steepness, logs, exponent, product, terms, powers, log_p, weights, first_weight, capacity, records, b
+):  # fmt: skip
     """From the sums G at the thresholds of row b: log p and weights, or finer thresholds, or the status UNSERVED.
 
-    sums: (≥ count,) float32. log_p: (B,) float32, written to, as are weights and records.
+    sums: (≥ count,) float32. log_p: (B,) float32, written to, as are weights, from ``first_weight`` on, and records.
     """
-    level, start, count = int(records[b, LEVEL]), int(records[b, START]), int(records[b, COUNT])
+    level, start, count = np.int64(records[b, LEVEL]), np.int64(records[b, START]), np.int64(records[b, COUNT])
     h = 1.0 / (STEPS << level)
-    own_cell = int(np.floor(-t / CELL))
+    own_cell = np.int32(np.floor(-t / CELL))
     powers[0] = 1
     for m in range(1, MOMENTS):
         powers[m] = powers[m - 1] * np.float32(2 * (own_cell + t / CELL) + 1)
     clear(logs, 0, count)
-    add_pieces(logs, log_prob, row_length(level), by_cell(own_cell, level) + start, count, powers, 0, 1)
+    add_pieces(logs, log_prob, row_length(level), by_cell(own_cell, level) + start, count, powers, np.int32(0), 1)
     peak = _peak(logs, sums, exponent, count)
     _exp_into(exponent, product, count)  # f e^G, in units of its peak
     even, odd, biggest = _sums(product, count)
@@ -352,16 +354,19 @@ def evaluate(sums, log_prob, t, steepness, logs, exponent, product, terms, power
         log_p[b] = np.log(h * total) + float(peak)
         share = 1 / total
     for q in range(begin, end + 1):
-        weights[b * capacity + q - begin] = product[q] * share
+        weights[first_weight + q - begin] = product[q] * share
 
 
 @inlined
 def forward_row(
     scores, bits, base, C, y, inverse, log_cdf, log_prob, lowest, depth, high, least_lead, most_lead, sure_lead, coarsest,
-    guess, steepness, log_p, weights, capacity, records, b, fine, cell_of, offset, blocks, logs, exponent, product, terms,
-    powers, sums, occupied, slots, moments,
+    guess, steepness, log_p, weights, first_weight, capacity, records, b, fine, cell_of, offset, blocks, logs, exponent,
+    product, terms, powers, sums, occupied, slots, moments,
 ):  # fmt: skip
-    """Write log p, weights and record of one row to place b; returns whether the row is bad. Arguments as for ``forward``."""
+    """Write log p, record and, from ``first_weight`` on, weights of row b; returns whether the row is bad.
+
+    The other arguments are those of ``forward``.
+    """
     high_key, low_key = strongest(bits, base, C, y, blocks)
     own = scores[base + y]
     bottom_score, top = float(number(low_key)), number(high_key)
@@ -378,14 +383,17 @@ def forward_row(
         records[b, STATUS] = UNSERVED
         return False
     cells = first_thresholds(t, lowest, depth, high, guess, coarsest, records, b)
-    cells = int(min((float(top) - bottom_score) * inverse / CELL + 1, cells))
+    cells = np.int64(min((float(top) - bottom_score) * inverse / CELL + 1, cells))
     n, used, stride = row_moments(
         scores, base, C, y, top, inverse, cells, fine, cell_of, offset, blocks, moments, occupied, slots
     )
     while records[b, STATUS] > UNSERVED:
-        level, start, count = int(records[b, LEVEL]), int(records[b, START]), int(records[b, COUNT])
+        level, start, count = np.int64(records[b, LEVEL]), np.int64(records[b, START]), np.int64(records[b, COUNT])
         sum_pieces(sums, log_cdf, level, start, count, occupied, slots, n, moments, stride)
-        evaluate(sums, log_prob, t, steepness, logs, exponent, product, terms, powers, log_p, weights, capacity, records, b)
+        evaluate(
+            sums, log_prob, t, steepness, logs, exponent, product, terms, powers, log_p, weights, first_weight, capacity,
+            records, b,
+        )  # fmt: skip
     records[b, CELLS], records[b, TOP] = used, high_key
     clear(moments, 0, MOMENTS * stride)
     return False
@@ -431,7 +439,7 @@ def forward(
         Whether a row is bad: it holds NaN, +inf or nothing but −inf, or its target is no class. Whether a row is UNSERVED.
     """
     scratch = (*class_scratch(C), *threshold_scratch(), *cell_scratch())
-    fine, cell_of, offset, blocks, logs, exponent, product, terms, powers, sums, occupied, slots, moments = uncounted(scratch)
+    fine, cell_of, offset, blocks, logs, exponent, product, terms, powers, sums, occupied, slots, moments = scratch
     bad, unserved = False, False
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
@@ -444,25 +452,27 @@ def forward(
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
         bad |= forward_row(
             scores, bits, base, C, y, inverse, log_cdf, log_prob, lowest, depth, high, least_lead, most_lead, sure_lead,
-            coarsest, guess, steepness, log_p, weights, capacity, records, b, fine, cell_of, offset, blocks, logs, exponent,
-            product, terms, powers, sums, occupied, slots, moments,
+            coarsest, guess, steepness, log_p, weights, b * capacity, capacity, records, b, fine, cell_of, offset, blocks, logs,
+            exponent, product, terms, powers, sums, occupied, slots, moments,
         )  # fmt: skip
         unserved |= records[b, STATUS] == UNSERVED
-    keep_alive(scratch)
+    release(scratch)
     return bad, unserved
 
 
 @inlined
 def rival_gradient(
-    scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream, weights, capacity, records, b, fine, cell_of,
+    scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream, weights, first_weight, records, b, fine, cell_of,
     offset, pieces, grad,
 ):  # fmt: skip
     """Write the gradient of row b, which is DONE, in its rivals to grad[base …]; returns its sum, float64.
 
-    y: the target, or −1. upstream: float32, multiplies the gradient. pieces, fine, cell_of, offset: scratch.
+    y: the target, or −1. upstream: float32, multiplies the gradient. first_weight: place of the row's weights. The
+    arguments from ``fine`` to ``pieces`` are scratch.
     """
     many = C >= FINE_FROM
-    level, start, count, cells = records[b, LEVEL], records[b, START], records[b, COUNT], records[b, CELLS]
+    level, start = np.int64(records[b, LEVEL]), np.int64(records[b, START])
+    count, cells = np.int64(records[b, COUNT]), np.int64(records[b, CELLS])
     limit, per_cell = cells * FINE if many else cells, np.float32(inverse / CELL * (FINE if many else 1))
     factor = np.float32(-float(upstream) * inverse)
     rest = 0.0
@@ -473,12 +483,12 @@ def rival_gradient(
         for j in range(C):
             g = np.float32(0)
             if cell_of[j] < cells:
-                g = factor * slope_at(slope_by_cell, level, start, count, weights, b * capacity, cell_of[j], offset[j])
+                g = factor * slope_at(slope_by_cell, level, start, count, weights, first_weight, cell_of[j], offset[j])
             grad[base + j] = g
             rest += float(g)
         return rest
     stride = padded(cells + 1)
-    pieces_of(weights, b * capacity, slope, level, start, count, factor, cells, pieces, stride)
+    pieces_of(weights, first_weight, slope, level, start, count, factor, cells, pieces, stride)
     if many:
         spread_fine(pieces, fine, stride)
     cut = float(top) - cells * CELL / inverse
@@ -508,8 +518,8 @@ def backward(
 
     upstream: (B,) float32. grad: (B · C,) float32, written to. The other arguments are those of ``forward``.
     """
-    scratch = (np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32), *class_scratch(C))
-    pieces, fine, cell_of, offset, _ = uncounted(scratch)
+    scratch = (zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32), *class_scratch(C))
+    pieces, fine, cell_of, offset, _ = scratch
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
         if records[b, STATUS] != DONE or upstream[b] == 0:
@@ -518,36 +528,35 @@ def backward(
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
         top = number(records[b, TOP])
         rest = rival_gradient(
-            scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream[b], weights, capacity, records, b, fine,
-            cell_of, offset, pieces, grad,
+            scores, bits, base, C, y, top, inverse, slope_by_cell, slope, upstream[b], weights, b * capacity, records, b,
+            fine, cell_of, offset, pieces, grad,
         )  # fmt: skip
         grad[base + y] = -rest
-    keep_alive(scratch)
+    release(scratch)
 
 
 @jit
 def forward_and_backward(
     scores, bits, target, scale, log_cdf, log_prob, slope_by_cell, slope, lowest, depth, high, least_lead, most_lead,
-    sure_lead, coarsest, guess, steepness, ignored, C, log_p, capacity, status, grad, first_row, last_row,
+    sure_lead, coarsest, guess, steepness, ignored, C, log_p, capacity, records, grad, first_row, last_row,
 ):  # fmt: skip
     """Rows first_row … last_row: log p and, in the same pass, its gradient in the scores.
 
-    status: (B,) int32, written to. grad: (B · C,) float32, written to; zeros where the status is not DONE. The other arguments
-    and the result are those of ``forward``, whose weights and records are scratch here.
+    grad: (B · C,) float32, written to; zeros where the status is not DONE; (0,) if it is not asked for. The other arguments
+    and the result are those of ``forward``, whose weights are scratch here.
     """
     scratch = (
-        *class_scratch(C), *threshold_scratch(), *cell_scratch(), np.zeros(MOST_THRESHOLDS + WHOLE, np.float32),
-        np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32), np.empty(1, np.float32),
+        *class_scratch(C), *threshold_scratch(), *cell_scratch(), zeros(capacity + WHOLE, np.float32),
+        zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32),
     )  # fmt: skip
     (
-        fine, cell_of, offset, blocks, logs, exponent, product, terms, powers, sums, occupied, slots, moments, weights, pieces,
-        row_log_p,
-    ) = uncounted(scratch)  # fmt: skip
-    record = np.zeros((1, COLUMNS), np.int32)
+        fine, cell_of, offset, blocks, logs, exponent, product, terms, powers, sums, occupied, slots, moments, weights, pieces
+    ) = scratch  # fmt: skip
+    differentiate = len(grad) > 0
     bad, unserved = False, False
     for b in range(first_row, last_row):
         base, y = b * C, target[b]
-        record[0, STATUS], row_log_p[0] = SURE, 0.0
+        records[b, STATUS], log_p[b] = SURE, 0.0
         if y != ignored:
             if y < 0 or y >= C:
                 bad = True
@@ -555,20 +564,21 @@ def forward_and_backward(
             inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
             bad |= forward_row(
                 scores, bits, base, C, y, inverse, log_cdf, log_prob, lowest, depth, high, least_lead, most_lead, sure_lead,
-                coarsest, guess, steepness, row_log_p, weights, capacity, record, 0, fine, cell_of, offset, blocks, logs,
+                coarsest, guess, steepness, log_p, weights, 0, capacity, records, b, fine, cell_of, offset, blocks, logs,
                 exponent, product, terms, powers, sums, occupied, slots, moments,
             )  # fmt: skip
-        log_p[b], status[b] = row_log_p[0], record[0, STATUS]
-        unserved |= status[b] == UNSERVED
-        if status[b] != DONE:
-            clear(grad, base, base + C)
+        unserved |= records[b, STATUS] == UNSERVED
+        if records[b, STATUS] != DONE:
+            if differentiate:
+                clear(grad, base, base + C)
             continue
-        grad[base + y] = -rival_gradient(
-            scores, bits, base, C, y, number(record[0, TOP]), inverse, slope_by_cell, slope, np.float32(1), weights, capacity,
-            record, 0, fine, cell_of, offset, pieces, grad,
-        )  # fmt: skip
-        clear(weights, 0, record[0, COUNT])
-        if C >= FINE_FROM:
-            clear(fine, 0, 3 * FINE * padded(record[0, CELLS] + 1))
-    keep_alive(scratch)
+        if differentiate:
+            grad[base + y] = -rival_gradient(
+                scores, bits, base, C, y, number(records[b, TOP]), inverse, slope_by_cell, slope, np.float32(1), weights, 0,
+                records, b, fine, cell_of, offset, pieces, grad,
+            )  # fmt: skip
+            if C >= FINE_FROM:
+                clear(fine, 0, 3 * FINE * padded(records[b, CELLS] + 1))
+        clear(weights, 0, records[b, COUNT])
+    release(scratch)
     return bad, unserved

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from lossmith.engine.argmax.kernels.cpu import backward, forward
 from lossmith.engine.argmax.kernels.record import COLUMNS
 from lossmith.engine.runtime.compiled import team_function
-from lossmith.engine.runtime.launch import Layout, array, array_as, take
+from lossmith.engine.runtime.launch import Layout, array, array_as, job_at, matrix, take
 
 # bad: result, 1 if a row or a target was bad. unserved: result, 1 if a row was left to the reference. rows, classes: of the
 # scores. ignored: the target of a row that is not looked at.
@@ -54,17 +53,17 @@ _FORWARD_SIZE, _BACKWARD_SIZE = FORWARD.size, BACKWARD.size
 @team_function
 def forward_team(data):
     """``cpu.forward`` on the rows of a job of the layout ``FORWARD``; data: address of the job."""
-    job = numba.carray(data, (_FORWARD_SIZE,), np.int64)
+    job = job_at(data, _FORWARD_SIZE)
     B, C, ignored = job[_NUMBER.rows], job[_NUMBER.classes], job[_NUMBER.ignored]
     scores, bits = array(job, _IN.scores), array_as(job, _IN.scores, np.int32)
     target, scale = array(job, _IN.target), array(job, _IN.scale)
-    log_p, weights, records = array(job, _IN.log_p), array(job, _IN.weights), array(job, _IN.records).reshape(B, COLUMNS)
+    log_p, weights, records = array(job, _IN.log_p), array(job, _IN.weights), matrix(job, _IN.records, COLUMNS)
     log_cdf, log_prob = array(job, _IN.log_cdf), array(job, _IN.log_prob)
     lowest, depth, numbers = array(job, _IN.lowest), array(job, _IN.depth), array(job, _IN.numbers)
     high, least_lead, most_lead, sure_lead = numbers[0], numbers[1], numbers[2], numbers[3]
-    coarsest, guess, steepness = int(numbers[4]), numbers[5], numbers[6]
+    coarsest, guess, steepness = np.int64(numbers[4]), numbers[5], numbers[6]
     while True:
-        first = take(job.ctypes.data + 8 * _NUMBER.next, job[_NUMBER.turn])
+        first = take(job)
         if first >= B:
             return
         last = min(first + job[_NUMBER.turn], B)
@@ -81,14 +80,14 @@ def forward_team(data):
 @team_function
 def backward_team(data):
     """``cpu.backward`` on the rows of a job of the layout ``BACKWARD``; data: address of the job."""
-    job = numba.carray(data, (_BACKWARD_SIZE,), np.int64)
+    job = job_at(data, _BACKWARD_SIZE)
     B, C = job[_NUMBER.rows], job[_NUMBER.classes]
     scores, bits = array(job, _BACK.scores), array_as(job, _BACK.scores, np.int32)
     target, scale, upstream = array(job, _BACK.target), array(job, _BACK.scale), array(job, _BACK.upstream)
-    weights, records = array(job, _BACK.weights), array(job, _BACK.records).reshape(B, COLUMNS)
+    weights, records = array(job, _BACK.weights), matrix(job, _BACK.records, COLUMNS)
     grad, slope_by_cell, slope = array(job, _BACK.grad), array(job, _BACK.slope_by_cell), array(job, _BACK.slope)
     while True:
-        first = take(job.ctypes.data + 8 * _NUMBER.next, job[_NUMBER.turn])
+        first = take(job)
         if first >= B:
             return
         last = min(first + job[_NUMBER.turn], B)

@@ -67,8 +67,9 @@ from lossmith.engine.argmax.kernels.record import (
     UNSERVED,
 )
 from lossmith.engine.argmax.kernels.tables import CELL, FARTHEST, LEVELS, MOMENTS, PACE, STEPS
+from lossmith.engine.runtime.arrays import empty, release, zeros
 from lossmith.engine.runtime.compiled import inlined, jit
-from lossmith.engine.runtime.simd import WHOLE, bits_of, float_of, keep_alive, uncounted
+from lossmith.engine.runtime.simd import WHOLE, bits_of, float_of
 
 LEAST = np.float32(1e-33)  # p of the lowest class that is followed
 RAISE = 0.5  # scales by which the floor is raised at a time
@@ -115,7 +116,7 @@ def _place_of(x, first, count, bound):
 @inlined
 def _add_function(out, table, sign, lead, level, start, count, powers):
     """out += sign · function(u − lead) at the thresholds, for the function of a table and a lead ≤ 0."""
-    cell = int(np.floor(-lead / CELL))
+    cell = np.int64(np.floor(-lead / CELL))
     powers[0] = sign
     for m in range(1, MOMENTS):
         powers[m] = powers[m - 1] * np.float32(2 * (cell + lead / CELL) + 1)
@@ -180,7 +181,7 @@ def _thresholds(sums, log_cdf, log_prob, floor, level, start, count, steepness, 
 @jit
 def _at_lead(slope_by_cell, level, start, count, weights, first, lead):
     """p of a class at a lead ≤ 0, float32."""
-    cell = int(np.floor(-lead / CELL))
+    cell = np.int64(np.floor(-lead / CELL))
     s = np.float32(2 * (cell + lead / CELL) + 1)
     return slope_at(slope_by_cell, level, start, count, weights, first, cell, s)
 
@@ -188,8 +189,8 @@ def _at_lead(slope_by_cell, level, start, count, weights, first, lead):
 @inlined
 def every_scratch():
     """Scratch for ``forward``: logs, exponent, powers, pieces."""
-    logs, exponent = np.empty(MOST_THRESHOLDS, np.float32), np.empty(MOST_THRESHOLDS, np.float32)
-    return logs, exponent, np.empty(MOMENTS, np.float32), np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
+    logs, exponent = empty(MOST_THRESHOLDS, np.float32), empty(MOST_THRESHOLDS, np.float32)
+    return logs, exponent, empty(MOMENTS, np.float32), zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
 
 
 @inlined
@@ -197,10 +198,10 @@ def every_gradient_scratch(C):
     """Scratch for ``backward``: weighted moments, two of pieces, sums, two of weights, a factor a class, two blocks, fine."""
     size = (MAX_CELLS + WHOLE) * MOMENTS
     return (
-        np.zeros(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32),
-        np.empty(MOST_THRESHOLDS, np.float32), np.empty(MOST_THRESHOLDS + WHOLE, np.float32),
-        np.empty(MOST_THRESHOLDS + WHOLE, np.float32), np.empty(C, np.float32), np.empty(BLOCK, np.float32),
-        np.empty(BLOCK, np.float32), np.zeros((MAX_CELLS + WHOLE) * FINE * 3 if C >= FINE_FROM else 1, np.float32),
+        zeros(size, np.float32), empty(size, np.float32), empty(size, np.float32),
+        empty(MOST_THRESHOLDS, np.float32), empty(MOST_THRESHOLDS + WHOLE, np.float32),
+        empty(MOST_THRESHOLDS + WHOLE, np.float32), empty(C, np.float32), empty(BLOCK, np.float32),
+        empty(BLOCK, np.float32), zeros((MAX_CELLS + WHOLE) * FINE * 3 if C >= FINE_FROM else 1, np.float32),
     )  # fmt: skip
 
 
@@ -219,7 +220,7 @@ def forward(
         Whether a row is bad: it holds NaN, +inf or nothing but −inf. Whether a row is UNSERVED.
     """
     scratch = class_scratch(C) + cell_scratch() + every_scratch()
-    fine, cell_of, offset, blocks, sums, occupied, slots, moments, logs, exponent, powers, pieces = uncounted(scratch)
+    fine, cell_of, offset, blocks, sums, occupied, slots, moments, logs, exponent, powers, pieces = scratch
     bad, unserved = False, False
     many = C >= FINE_FROM
     for b in range(first_row, last_row):
@@ -236,12 +237,12 @@ def forward(
         if not inverse < LARGEST_INVERSE:
             unserved = True
             continue
-        pace = int((floor + FARTHEST) / PACE)
+        pace = np.int64((floor + FARTHEST) / PACE)
         level = coarsest
-        start = int(np.floor(lowest[pace] * (STEPS << level)))
-        count = min(padded(int(np.ceil((high + max(guess, 0.0)) * (STEPS << level))) - start + 1), MOST_THRESHOLDS)
-        cells = min(max(depth[pace], depth[pace + 1], int(np.ceil(-floor / CELL)) + 1), MAX_CELLS)
-        cells = int(min(-bottom / CELL + 1, cells))
+        start = np.int64(np.floor(lowest[pace] * (STEPS << level)))
+        count = min(padded(np.int64(np.ceil((high + max(guess, 0.0)) * (STEPS << level))) - start + 1), MOST_THRESHOLDS)
+        cells = min(max(depth[pace], depth[pace + 1], np.int64(np.ceil(-floor / CELL)) + 1), MAX_CELLS)
+        cells = np.int64(min(-bottom / CELL + 1, cells))
         n, used, stride = row_moments(
             scores, base, C, -1, top, inverse, cells, fine, cell_of, offset, blocks, moments, occupied, slots
         )
@@ -308,7 +309,7 @@ def forward(
                 x = (float(scores[base + j]) - float(top)) * inverse
                 if x < floor:
                     log_p[base + j] = line + tilt * np.float32(x - floor) if x > -np.inf else np.float32(-np.inf)
-    keep_alive(scratch)
+    release(scratch)
     return bad, unserved
 
 
@@ -383,7 +384,7 @@ def backward(
     (
         fine, cell_of, offset, blocks, sums, occupied, slots, moments, weighted, one_pieces, two_pieces, upstream_sums,
         one_weights, two_weights, factor, one, two, fine_two,
-    ) = uncounted(scratch)  # fmt: skip
+    ) = scratch  # fmt: skip
     many = C >= FINE_FROM
     for b in range(first_row, last_row):
         base = b * C
@@ -392,10 +393,10 @@ def backward(
             continue
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
         level, start, count, used = (
-            int(records[b, LEVEL]),
-            int(records[b, START]),
-            int(records[b, COUNT]),
-            int(records[b, CELLS]),
+            np.int64(records[b, LEVEL]),
+            np.int64(records[b, START]),
+            np.int64(records[b, COUNT]),
+            np.int64(records[b, CELLS]),
         )
         top, w = number(records[b, TOP]), b * capacity
         strongest(bits, base, C, -1, blocks)
@@ -473,7 +474,7 @@ def backward(
                     grad[base + j] += change
                     tops += change
             grad[base + strongest_at] -= tops
-    keep_alive(scratch)
+    release(scratch)
 
 
 @jit

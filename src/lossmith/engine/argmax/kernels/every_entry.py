@@ -5,17 +5,26 @@ The layouts say what a job holds. Each thread takes rows until none is left.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from lossmith.engine.argmax.kernels import cpu, every, softmax
 from lossmith.engine.argmax.kernels.record import COLUMNS, KEPT_OTHER
+from lossmith.engine.runtime.arrays import empty, release
 from lossmith.engine.runtime.compiled import team_function
-from lossmith.engine.runtime.launch import Layout, array, array_as, take
+from lossmith.engine.runtime.launch import Dtype, Layout, array, array_as, job_at, matrix, take
 
 # bad: result, 1 if a row or a target was bad. unserved: result, 1 if a row was left to the reference. rows, classes: of the
 # scores. option: of ``target_team`` the target of a row that is not looked at.
 _NUMBERS = ("bad", "unserved", "rows", "classes", "option")
+_NOISE: dict[str, Dtype] = {
+    "log_cdf": np.float32,
+    "log_prob": np.float32,
+    "slope_by_cell": np.float32,
+    "slope": np.float32,
+    "lowest": np.float64,
+    "depth": np.int32,
+    "numbers": np.float64,
+}
 
 EVERY = Layout(
     "every_team",
@@ -26,13 +35,7 @@ EVERY = Layout(
     weights=np.float32,
     records=np.int32,
     lines=np.float32,
-    log_cdf=np.float32,  # from here on, those of ``tables.every_arrays``
-    log_prob=np.float32,
-    slope_by_cell=np.float32,
-    slope=np.float32,
-    lowest=np.float64,
-    depth=np.int32,
-    numbers=np.float64,
+    **_NOISE,  # from ``tables.every_arrays``
 )
 EVERY_GRADIENT = Layout(
     "every_gradient_team",
@@ -68,50 +71,36 @@ ONE_PASS = Layout(
     target=np.int64,
     scale=np.float32,
     log_p=np.float32,
-    status=np.int32,
-    grad=np.float32,
-    log_cdf=np.float32,  # from here on, those of ``tables.one_pass_arrays``
-    log_prob=np.float32,
-    slope_by_cell=np.float32,
-    slope=np.float32,
-    lowest=np.float64,
-    depth=np.int32,
-    numbers=np.float64,
+    records=np.int32,
+    grad=np.float32,  # empty if it is not asked for
+    **_NOISE,  # from ``tables.one_pass_arrays``
 )
 # Global tuples and integers: constants for numba.
 _NUMBER = EVERY.numbers  # positions, the same in all layouts
-_EVERY, _BACK, _SOFT, _SOFT_BACK, _TARGET, _ONE = (
-    EVERY.slots,
-    EVERY_GRADIENT.slots,
-    SOFTMAX.slots,
-    SOFTMAX_GRADIENT.slots,
-    TARGET.slots,
-    ONE_PASS.slots,
-)
-_SIZE = max(
-    layout.size for layout in (EVERY, EVERY_GRADIENT, SOFTMAX, SOFTMAX_GRADIENT, TARGET, ONE_PASS)
-)  # of the longest job
+_EVERY, _BACK, _TARGET, _ONE = EVERY.slots, EVERY_GRADIENT.slots, TARGET.slots, ONE_PASS.slots
+_SOFT, _SOFT_BACK = SOFTMAX.slots, SOFTMAX_GRADIENT.slots
+_SIZE = max(layout.size for layout in (EVERY, EVERY_GRADIENT, TARGET, ONE_PASS, SOFTMAX, SOFTMAX_GRADIENT))  # the longest
 
 
 @team_function
 def every_team(data):
     """``every.forward`` on the rows of a job of the layout ``EVERY``; data: address of the job."""
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     B, C = job[_NUMBER.rows], job[_NUMBER.classes]
     scores, bits, scale = array(job, _EVERY.scores), array_as(job, _EVERY.scores, np.int32), array(job, _EVERY.scale)
     log_p, weights, lines = array(job, _EVERY.log_p), array(job, _EVERY.weights), array(job, _EVERY.lines)
-    records, numbers = array(job, _EVERY.records).reshape(B, COLUMNS), array(job, _EVERY.numbers)
+    records, numbers = matrix(job, _EVERY.records, COLUMNS), array(job, _EVERY.numbers)
     log_cdf, log_prob = array(job, _EVERY.log_cdf), array(job, _EVERY.log_prob)
     slope_by_cell, slope = array(job, _EVERY.slope_by_cell), array(job, _EVERY.slope)
     lowest, depth = array(job, _EVERY.lowest), array(job, _EVERY.depth)
     while True:
-        first = take(job.ctypes.data + 8 * _NUMBER.next, job[_NUMBER.turn])
+        first = take(job)
         if first >= B:
             return
         last = min(first + job[_NUMBER.turn], B)
         bad, unserved = every.forward(
             scores, bits, scale, log_cdf, log_prob, slope_by_cell, slope, lowest, depth, numbers[0], numbers[1],
-            int(numbers[2]), numbers[3], numbers[4], C, log_p, weights, len(weights) // B, records, lines, first, last,
+            np.int64(numbers[2]), numbers[3], numbers[4], C, log_p, weights, len(weights) // B, records, lines, first, last,
         )  # fmt: skip
         if bad:
             job[_NUMBER.bad] = 1
@@ -122,14 +111,14 @@ def every_team(data):
 @team_function
 def every_gradient_team(data):
     """``every.backward`` on the rows of a job of the layout ``EVERY_GRADIENT``; data: address of the job."""
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     B, C = job[_NUMBER.rows], job[_NUMBER.classes]
     scores, bits, scale = array(job, _BACK.scores), array_as(job, _BACK.scores, np.int32), array(job, _BACK.scale)
     upstream, log_p, weights = array(job, _BACK.upstream), array(job, _BACK.log_p), array(job, _BACK.weights)
-    records, lines = array(job, _BACK.records).reshape(B, COLUMNS), array(job, _BACK.lines)
+    records, lines = matrix(job, _BACK.records, COLUMNS), array(job, _BACK.lines)
     grad, slope_by_cell, slope = array(job, _BACK.grad), array(job, _BACK.slope_by_cell), array(job, _BACK.slope)
     while True:
-        first = take(job.ctypes.data + 8 * _NUMBER.next, job[_NUMBER.turn])
+        first = take(job)
         if first >= B:
             return
         last = min(first + job[_NUMBER.turn], B)
@@ -142,11 +131,11 @@ def every_gradient_team(data):
 @team_function
 def softmax_team(data):
     """``softmax.all_rows`` on the rows of a job of the layout ``SOFTMAX``; data: address of the job."""
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     scores, bits = array(job, _SOFT.scores), array_as(job, _SOFT.scores, np.int32)
     scale, log_p = array(job, _SOFT.scale), array(job, _SOFT.log_p)
     while True:
-        first = take(job.ctypes.data + 8 * _NUMBER.next, job[_NUMBER.turn])
+        first = take(job)
         if first >= job[_NUMBER.rows]:
             return
         last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
@@ -157,11 +146,11 @@ def softmax_team(data):
 @team_function
 def softmax_gradient_team(data):
     """``softmax.all_rows_gradient`` on the rows of a job of the layout ``SOFTMAX_GRADIENT``; data: address of the job."""
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     log_p, scale = array(job, _SOFT_BACK.log_p), array(job, _SOFT_BACK.scale)
     upstream, grad = array(job, _SOFT_BACK.upstream), array(job, _SOFT_BACK.grad)
     while True:
-        first = take(job.ctypes.data + 8 * _NUMBER.next, job[_NUMBER.turn])
+        first = take(job)
         if first >= job[_NUMBER.rows]:
             return
         last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
@@ -171,42 +160,44 @@ def softmax_gradient_team(data):
 @team_function
 def target_team(data):
     """``softmax.target_rows`` on the rows of a job of the layout ``TARGET``; data: address of the job."""
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     C = job[_NUMBER.classes]
     scores, bits = array(job, _TARGET.scores), array_as(job, _TARGET.scores, np.int32)
     target, scale = array(job, _TARGET.target), array(job, _TARGET.scale)
     log_p, grad = array(job, _TARGET.log_p), array(job, _TARGET.grad)
     differentiate = len(grad) > 0
-    exponentials = grad if differentiate else np.empty(C, np.float32)
+    exponentials = grad if differentiate else empty(C, np.float32)
     while True:
-        first = take(job.ctypes.data + 8 * _NUMBER.next, job[_NUMBER.turn])
+        first = take(job)
         if first >= job[_NUMBER.rows]:
-            return
+            break
         last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
         if softmax.target_rows(
             scores, bits, target, scale, job[_NUMBER.option], C, log_p, exponentials, differentiate, first, last
         ):
             job[_NUMBER.bad] = 1
+    if not differentiate:
+        release((exponentials,))
 
 
 @team_function
 def one_pass_team(data):
     """``cpu.forward_and_backward`` on the rows of a job of the layout ``ONE_PASS``; data: address of the job."""
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     B, C, ignored = job[_NUMBER.rows], job[_NUMBER.classes], job[_NUMBER.option]
     scores, bits = array(job, _ONE.scores), array_as(job, _ONE.scores, np.int32)
     target, scale, log_p = array(job, _ONE.target), array(job, _ONE.scale), array(job, _ONE.log_p)
-    status, grad, numbers = array(job, _ONE.status), array(job, _ONE.grad), array(job, _ONE.numbers)
+    records, grad, numbers = matrix(job, _ONE.records, COLUMNS), array(job, _ONE.grad), array(job, _ONE.numbers)
     log_cdf, log_prob, slope_by_cell = array(job, _ONE.log_cdf), array(job, _ONE.log_prob), array(job, _ONE.slope_by_cell)
     slope, lowest, depth = array(job, _ONE.slope), array(job, _ONE.lowest), array(job, _ONE.depth)
     while True:
-        first = take(job.ctypes.data + 8 * _NUMBER.next, job[_NUMBER.turn])
+        first = take(job)
         if first >= B:
             return
         last = min(first + job[_NUMBER.turn], B)
         bad, unserved = cpu.forward_and_backward(
             scores, bits, target, scale, log_cdf, log_prob, slope_by_cell, slope, lowest, depth, numbers[0], numbers[1],
-            numbers[2], numbers[3], int(numbers[4]), numbers[5], numbers[6], ignored, C, log_p, KEPT_OTHER, status, grad,
+            numbers[2], numbers[3], np.int64(numbers[4]), numbers[5], numbers[6], ignored, C, log_p, KEPT_OTHER, records, grad,
             first, last,
         )  # fmt: skip
         if bad:

@@ -27,6 +27,7 @@ from lossmith.engine.argmax.kernels.cpu import (
 )
 from lossmith.engine.argmax.kernels.record import CELLS, COUNT, DONE, LEVEL, MAX_CELLS, START, STATUS, UNSERVED
 from lossmith.engine.argmax.kernels.tables import MOMENTS
+from lossmith.engine.runtime.arrays import release, zeros
 from lossmith.engine.runtime.compiled import python_jit
 from lossmith.engine.runtime.simd import WHOLE
 
@@ -34,18 +35,19 @@ from lossmith.engine.runtime.simd import WHOLE
 @python_jit
 def survey(bits, target_place, C, top, state, first_row, last_row):
     """The highest of the rivals of each row, as float32, and whether the row holds NaN (2), +inf (1) or neither (0)."""
-    blocks = class_scratch(C)[3]
+    scratch = class_scratch(C)
     for b in range(first_row, last_row):
         top[b], state[b] = -np.inf, 0
         if target_place[b] == -2:
             continue
-        high, low = strongest(bits, b * C, C, target_place[b], blocks)
+        high, low = strongest(bits, b * C, C, target_place[b], scratch[3])
         if high > INFINITY or low < MINUS_INFINITY:
             state[b] = 2
         elif high == INFINITY:
             state[b] = 1
         elif high >= low:  # there is a rival
             top[b] = number(high)
+    release(scratch)
 
 
 @python_jit
@@ -62,7 +64,8 @@ def plan(lead, inverse, lowest, depth, high, least_lead, most_lead, coarsest, gu
 @python_jit
 def collect(scores, bits, target_place, C, top, inverse, rows, records, moments, occupied, slots, sizes, first, last):
     """Write the moments of this rank's rivals of rows[first … last], zeros before, and what ``row_moments`` returns of them."""
-    fine, cell_of, offset, blocks = class_scratch(C)
+    scratch = class_scratch(C)
+    fine, cell_of, offset, blocks = scratch
     for k in range(first, last):
         b = rows[k]
         strongest(bits, b * C, C, target_place[b], blocks)
@@ -71,6 +74,7 @@ def collect(scores, bits, target_place, C, top, inverse, rows, records, moments,
             moments[k], occupied[k], slots[k],
         )  # fmt: skip
         sizes[k, 0], sizes[k, 1], records[b, CELLS] = n, stride, used
+    release(scratch)
 
 
 @python_jit
@@ -86,7 +90,8 @@ def add_up(waiting, moments, occupied, slots, sizes, log_cdf, rows, records, sum
 @python_jit
 def conclude(waiting, rows, sums, at, log_prob, lead, steepness, log_p, weights, capacity, records, first, last):
     """From the sums of all ranks: log p and the thresholds' weights of rows that are resolved, finer thresholds of others."""
-    logs, exponent, product, terms, powers = threshold_scratch()
+    scratch = threshold_scratch()
+    logs, exponent, product, terms, powers = scratch
     for i in range(first, last):
         b = rows[waiting[i]]
         evaluate(
@@ -101,10 +106,12 @@ def conclude(waiting, rows, sums, at, log_prob, lead, steepness, log_p, weights,
             powers,
             log_p,
             weights,
+            b * capacity,
             capacity,
             records,
             b,
         )
+    release(scratch)
 
 
 @python_jit
@@ -127,16 +134,17 @@ def backward(
     last_row,
 ):
     """The gradient in this rank's rivals, and its sum in each row, (B,) float64; zeros at the target and where not DONE."""
-    pieces = np.zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
-    fine, cell_of, offset, _ = class_scratch(C)
+    scratch = (zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32), *class_scratch(C))
+    pieces, fine, cell_of, offset, _ = scratch
     for b in range(first_row, last_row):
         base, y = b * C, target_place[b]
         if records[b, STATUS] != DONE or upstream[b] == 0:
             clear(grad, base, base + C)
             continue
         rest[b] = rival_gradient(
-            scores, bits, base, C, y, top[b], inverse[b], slope_by_cell, slope, upstream[b], weights, capacity, records, b,
+            scores, bits, base, C, y, top[b], inverse[b], slope_by_cell, slope, upstream[b], weights, b * capacity, records, b,
             fine, cell_of, offset, pieces, grad,
         )  # fmt: skip
         if y >= 0:
             grad[base + y] = 0
+    release(scratch)

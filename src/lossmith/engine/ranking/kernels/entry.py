@@ -6,7 +6,6 @@ every chunk has results of its own. ``loops`` defines the arrays in the slots; s
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from lossmith.engine.ranking.kernels.loops import (
@@ -20,7 +19,7 @@ from lossmith.engine.ranking.kernels.loops import (
 )
 from lossmith.engine.ranking.kernels.record import POWERS, SURVEY_NUMBERS, UNIFORM, WINDOW_NUMBERS
 from lossmith.engine.runtime.compiled import jit, team_function
-from lossmith.engine.runtime.launch import Layout, array, array_as, take
+from lossmith.engine.runtime.launch import Layout, array, array_as, job_at, take
 
 # Numbers of a job:
 # samples: how many there are; for ``scan_team`` how many directions
@@ -107,7 +106,7 @@ _SIZE = max(layout.size for layout in LAYOUTS.values())  # of the longest job; n
 @jit
 def _next_chunk(job):
     """The next chunk: its number, its first sample and its last (exclusive), all int64; the number is −1 if none is left."""
-    chunk = take(job.ctypes.data + 8 * _NUMBER.next, 1)
+    chunk = take(job)
     first = chunk * job[_NUMBER.chunk]
     if first >= job[_NUMBER.samples]:
         return -1, 0, 0
@@ -117,7 +116,7 @@ def _next_chunk(job):
 @team_function
 def survey_team(data):
     """Slots: scores; side, the result; weight; target (n,) int64 or uint8; results (chunks · SURVEY_NUMBERS,) float64."""
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     side, weight, results = array(job, _SURVEY.side), array(job, _SURVEY.weight), array(job, _SURVEY.results)
     single, double = array_as(job, _SURVEY.scores, np.float32), array_as(job, _SURVEY.scores, np.float64)
     whole, byte = array_as(job, _SURVEY.target, np.int64), array_as(job, _SURVEY.target, np.uint8)
@@ -140,7 +139,7 @@ def survey_team(data):
 @team_function
 def deposit_team(data):
     """Slots: scores, side, weight, numbers; sums and fine, both (chunks · 2 · panels · POWERS,) float64, zeros on entry."""
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     single, double = array_as(job, _DEPOSIT.scores, np.float32), array_as(job, _DEPOSIT.scores, np.float64)
     side, weight, numbers = array(job, _DEPOSIT.side), array(job, _DEPOSIT.weight), array(job, _DEPOSIT.numbers)
     sums, fine = array(job, _DEPOSIT.sums), array(job, _DEPOSIT.fine)
@@ -165,7 +164,7 @@ def read_off_team(data):
     slopes, values: (2 · panels · POWERS,) float64; by_score: (n,) of the scores' dtype; by_weight: (n,) float64 or (0,);
     scale_sums: (chunks,) float64, what ``read_off`` returns for each chunk.
     """
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     single, double = array_as(job, _READ_OFF.scores, np.float32), array_as(job, _READ_OFF.scores, np.float64)
     side, weight, numbers = array(job, _READ_OFF.side), array(job, _READ_OFF.weight), array(job, _READ_OFF.numbers)
     slopes, values = array(job, _READ_OFF.slopes), array(job, _READ_OFF.values)
@@ -185,7 +184,7 @@ def read_off_team(data):
 @team_function
 def arrange_team(data):
     """Slots: scores, side, weight, numbers, order; results x, sorted_side, sorted_weight."""
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     single, double = array_as(job, _ARRANGE.scores, np.float32), array_as(job, _ARRANGE.scores, np.float64)
     side, weight, numbers = array(job, _ARRANGE.side), array(job, _ARRANGE.weight), array(job, _ARRANGE.numbers)
     order, x = array(job, _ARRANGE.order), array(job, _ARRANGE.x)
@@ -207,7 +206,7 @@ def scan_team(data):
     wins: (directions,) float64; memory: (directions · WINDOW_NUMBERS,) float64, zeros on entry;
     slope, lost: (2 · n,) float64, or (0,) if no gradient is asked for.
     """
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     x, side, weight = array(job, _SCAN.x), array(job, _SCAN.side), array(job, _SCAN.weight)
     results, memory = array(job, _SCAN.wins), array(job, _SCAN.memory)
     slope, lost = array(job, _SCAN.slope), array(job, _SCAN.lost)
@@ -230,7 +229,7 @@ def spread_team(data):
 
     slope, lost: (2 · n,) float64 from ``scan_team``; factors: (4,) float64; the results are those of ``read_off_team``.
     """
-    job = numba.carray(data, (_SIZE,), np.int64)
+    job = job_at(data, _SIZE)
     x, side, weight = array(job, _SPREAD.x), array(job, _SPREAD.side), array(job, _SPREAD.weight)
     order, slope, lost = array(job, _SPREAD.order), array(job, _SPREAD.slope), array(job, _SPREAD.lost)
     factors, by_weight, scale_sums = array(job, _SPREAD.factors), array(job, _SPREAD.by_weight), array(job, _SPREAD.scale_sums)
