@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Forward = TypeVar("Forward", bound=Callable[..., Tensor])
 
@@ -36,6 +37,11 @@ def is_wrapped(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # no public name tells
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward mode (``torch.autograd.forward_ad``) follows it."""
+    return tensor.is_floating_point() and forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def check_tensors(**values: object) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lossmith.functional import (
     argmax_log_prob,
@@ -85,3 +86,28 @@ def test_average_precision_with_kinks_in_forward_mode(noise: str) -> None:
     direction = torch.linspace(-1, 1, 8, dtype=torch.float64)
     tangent = torch.func.jvp(precision, (scores,), (direction,))[1]
     torch.testing.assert_close(tangent, torch.func.grad(precision)(scores) @ direction, rtol=1e-9, atol=1e-12)
+
+
+@FORWARD_MODE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [(), (6, 1)], ids=["one scale", "a scale a row"])
+def test_log_prob_in_forward_mode_and_its_hessian(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    """Against backward mode and double backward, in the scores and in the scale."""
+    scores, scale = SCORES.to(dtype), torch.linspace(0.5, 0.9, 6 if size else 1, dtype=dtype).reshape(size)
+
+    def squares(z: Tensor, s: Tensor) -> Tensor:
+        return argmax_log_prob(z, TARGET, scale=s).square().sum()
+
+    generator = torch.Generator().manual_seed(1)
+    directions = torch.randn(scores.shape, generator=generator).to(dtype), torch.randn(size, generator=generator).to(dtype)
+    exactness = {"rtol": 1e-10, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    gradient = torch.func.grad(squares, (0, 1))(scores, scale)
+    expected = sum((g * d).sum() for g, d in zip(gradient, directions, strict=True))
+    torch.testing.assert_close(torch.func.jvp(squares, (scores, scale), directions)[1], expected, **exactness)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(x, d) for x, d in zip((scores, scale), directions, strict=True)]
+        torch.testing.assert_close(forward_ad.unpack_dual(squares(*duals)).tangent, expected, **exactness)
+    hessian = torch.autograd.functional.hessian(squares, (scores, scale))
+    both = torch.func.hessian(squares, (0, 1)), torch.func.jacrev(torch.func.grad(squares, (0, 1)), (0, 1))
+    for found in both:
+        torch.testing.assert_close(found(scores, scale), hessian, **exactness)

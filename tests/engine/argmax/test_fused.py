@@ -240,6 +240,22 @@ def test_a_kernel_that_fails_leaves_its_work_to_plain_torch(noise: Noise, monkey
     torch.testing.assert_close(argmax_log_probs(leaf, noise=noise), expected, rtol=1e-5, atol=1e-6)  # no second warning
 
 
+@EACH
+def test_a_kernel_that_fails_in_backward_leaves_its_work_to_plain_torch(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaf = scores_of(3, 6, 1.0).requires_grad_()
+    log_p = argmax_log_probs(leaf, noise=noise)[:, 0].sum()
+    (expected,) = torch.autograd.grad(log_p, leaf, retain_graph=True)
+
+    def fails(*_: object) -> None:
+        raise OSError("no such instruction")
+
+    monkeypatch.setattr(select, "broken", dict[tuple[str, str], str]())
+    monkeypatch.setattr(fused, "run_team", fails)
+    with pytest.warns(RuntimeWarning, match="no such instruction"):
+        (found,) = torch.autograd.grad(log_p, leaf)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_losses_of_all_classes_are_served() -> None:
     scores, target = scores_of(8, 12, 1.0), torch.arange(8)
     for loss in (

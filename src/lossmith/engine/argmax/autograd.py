@@ -31,7 +31,7 @@ from lossmith.engine.runtime import dtensor
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import choose, give_up, record
 from lossmith.engine.runtime.threads import apart, run_team
-from lossmith.inputs import check_score_values, check_target_values, is_wrapped, owns_memory
+from lossmith.inputs import check_score_values, check_target_values, has_tangent, is_wrapped, owns_memory
 from lossmith.noise import Noise
 
 NO_TARGET = -(1 << 63)  # as the target to ignore: none
@@ -62,7 +62,7 @@ def log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignore
         # An operator unwraps a wrapper by the wrapper's own rules; the kernels need memory.
         return operator(scores, target, scale, key, ignored)[0]
     # torch.func cannot look into the reference, but into a function of torch.autograd it does not look.
-    transformed = any(is_wrapped(x) for x in (scores, target, scale))
+    transformed = any(is_wrapped(x) or has_tangent(x) for x in (scores, target, scale))
     kernel = choose(OPERATION, KERNELS, scores, key)
     if kernel != "reference" or transformed:
         # The function that torch.func can transform takes twice as long to call.
@@ -350,6 +350,7 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _save(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:3], *output[1:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
@@ -358,6 +359,18 @@ class _Value(torch.autograd.Function):
         scores, target, scale, *kept = ctx.saved_tensors
         grad = _Gradient.apply(scores, target, scale, ctx.noise, upstream, *kept, True)  # type: ignore[no-untyped-call]
         return _of_inputs(ctx, grad, scores, scale)
+
+    @staticmethod
+    def jvp(ctx: Any, in_scores: Tensor | None, _: Any, in_scale: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
+        scores, target, scale, *kept = ctx.saved_tensors
+        each = scores.new_ones(len(scores))
+        grad = _Gradient.apply(scores, target, scale, ctx.noise, each, *kept, True)  # type: ignore[no-untyped-call]
+        parts = []
+        if in_scores is not None:
+            parts.append((grad * in_scores).sum(-1))
+        if in_scale is not None:
+            parts.append(scale_gradient(grad, scores, scale.expand(len(scores))) * in_scale)
+        return sum(parts[1:], parts[0]), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
@@ -386,16 +399,59 @@ class _Gradient(torch.autograd.Function):
         scores, target, scale, ctx.noise, upstream, *_ = inputs
         ctx.law = noises.by_key(ctx.noise)
         ctx.save_for_backward(scores, target, scale, upstream)
+        ctx.save_for_forward(scores, target, scale, upstream, *inputs[5:7], output)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        scores, target, scale, upstream = ctx.saved_tensors
-        in_scores, in_scale, in_upstream = second(scores, target, scale, ctx.noise, upstream, cotangent)
+        scores, target, scale, upstream, *_ = ctx.saved_tensors
+        inputs = scores, target, scale, ctx.noise, upstream, cotangent
+        in_scores, in_scale, in_upstream = _Second.apply(*inputs)  # type: ignore[no-untyped-call]
         return in_scores, None, in_scale, None, in_upstream, None, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, in_scores: Tensor | None, _: Any, in_scale: Tensor | None, __: Any, in_upstream: Tensor | None, *others: Any
+    ) -> Tensor:
+        scores, target, scale, upstream, *kept, grad = ctx.saved_tensors
+        direction, tangent = torch.zeros_like(scores), torch.zeros_like(grad)
+        if in_scores is not None:
+            direction = direction + in_scores
+        if in_scale is not None:  # the gradient is that in z/σ, over σ
+            growth = (in_scale / scale).unsqueeze(-1)
+            lead = scores - scores.detach().amax(-1, keepdim=True)
+            direction = direction - growth * torch.where(lead.isneginf(), 0.0, lead)
+            tangent = tangent - growth * grad
+        tangent = tangent + _Second.apply(scores, target, scale, ctx.noise, upstream, direction)[0]  # type: ignore[no-untyped-call]
+        if in_upstream is not None:
+            inputs = scores, target, scale, ctx.noise, in_upstream, *kept, True
+            tangent = tangent + _Gradient.apply(*inputs)  # type: ignore[no-untyped-call]
+        return tangent
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
         return _by_merging(_Gradient, info.batch_size, in_dims, inputs)
+
+
+class _Second(torch.autograd.Function):
+    """``second``, of which no derivative is taken."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return second(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *others: Any) -> None:
+        raise AssertionError("not asked for: no output can be differentiated")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        (in_scores, in_scale, in_upstream), dims = _by_merging(_Second, info.batch_size, in_dims, inputs)
+        for_all = inputs[2].dim() == (1 if in_dims[2] is None else 2) and inputs[2].shape[-1] == 1
+        return (in_scores, in_scale.sum(-1, keepdim=True) if for_all else in_scale, in_upstream), dims
 
 
 def _by_merging(function: Any, size: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[Any, Any]:

@@ -24,7 +24,15 @@ from lossmith.engine.argmax.kernels.tables import backward_arrays, every_arrays,
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import REFERENCE, Kernel, broken, choose, give_up, record
 from lossmith.engine.runtime.threads import run_team
-from lossmith.inputs import all_count, check_score_values, check_target_values, is_wrapped, owns_memory, rows_that_count
+from lossmith.inputs import (
+    all_count,
+    check_score_values,
+    check_target_values,
+    has_tangent,
+    is_wrapped,
+    owns_memory,
+    rows_that_count,
+)
 from lossmith.noise import Noise
 
 OPERATION = "argmax_log_probs"
@@ -96,8 +104,8 @@ def _by_formula(scores: Tensor, index: Tensor, noise: Noise, scale: float | Tens
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether kernels may read its memory: not compiled, no wrapper, not under ``torch.func``."""
-    return not torch.compiler.is_compiling() and owns_memory(tensor) and not is_wrapped(tensor)
+    """Whether kernels may read its memory: not compiled, no wrapper, not under ``torch.func`` or in forward mode."""
+    return not torch.compiler.is_compiling() and owns_memory(tensor) and not is_wrapped(tensor) and not has_tangent(tensor)
 
 
 def serves(scores: Tensor, noise: Noise) -> bool:
@@ -231,6 +239,10 @@ def _gradient_by_kernel(
     _run(kernels.every_gradient_team, kernels.EVERY_GRADIENT, rows, classes, 0, arrays, tail)
 
 
+def _give_up_every(noise: Noise, error: Exception) -> None:
+    give_up(SOFTMAX if noise.key == GUMBEL else OPERATION, "cpu", error)
+
+
 class _Every(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, scale: Tensor, noise: Noise) -> Tensor:
@@ -239,7 +251,7 @@ class _Every(torch.autograd.Function):
         try:
             bad, left = _by_kernel(z, sigma, noise, log_p, saved)
         except Exception as error:  # whatever it is, there is another way, and the user learns of it
-            give_up(SOFTMAX if noise.key == GUMBEL else OPERATION, "cpu", error)
+            _give_up_every(noise, error)
             bad, left = False, torch.ones(len(z), dtype=torch.bool)
         if bad:
             check_score_values(z)
@@ -255,14 +267,18 @@ class _Every(torch.autograd.Function):
         needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # create_graph=True
             return *_differentiated(_plain(scores, scale, ctx.noise), (scores, scale), upstream, needed), None
-        grad = torch.zeros_like(log_p)
-        if ctx.left is None or not ctx.left.all():
-            _gradient_by_kernel(scores, scale, ctx.noise, upstream, log_p, saved, grad)
-        if ctx.left is not None:
-            z, sigma = _rows_of(ctx.left, scores, scale)
+        grad, left = torch.zeros_like(log_p), ctx.left
+        if left is None or not left.all():
+            try:
+                _gradient_by_kernel(scores, scale, ctx.noise, upstream, log_p, saved, grad)
+            except Exception as error:  # as in forward
+                _give_up_every(ctx.noise, error)
+                left = torch.ones(len(grad), dtype=torch.bool)
+        if left is not None:
+            z, sigma = _rows_of(left, scores, scale)
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
-                grad[ctx.left] = torch.autograd.grad(_plain(leaf, sigma, ctx.noise), leaf, upstream[ctx.left])[0]
+                grad[left] = torch.autograd.grad(_plain(leaf, sigma, ctx.noise), leaf, upstream[left])[0]
         return grad, scale_gradient(grad, scores, scale) if needed[1] else None, None
 
 

@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from lossmith.engine.ranking.kernels.record import EXPONENTIAL, LAPLACE, SURVEY_NUMBERS, UNIFORM, WINDOW_NUMBERS
 from lossmith.engine.ranking.multipole import NEAR_PANELS, is_certain, panel_width, win_matrices
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import REFERENCE, Kernel, asked, choose, give_up, record
 from lossmith.engine.runtime.threads import run_team
-from lossmith.inputs import compute_type, owns_memory
+from lossmith.inputs import compute_type, has_tangent, owns_memory
 from lossmith.maths.chebyshev import TERMS, halves
 from lossmith.noise import Exponential, Laplace, Noise, Uniform
 
@@ -106,7 +105,7 @@ def _obstacle(scores: Tensor, noise: Noise, target: Tensor, scale: float | Tenso
     tensors = [x for x in (scores, target, scale, weight) if isinstance(x, Tensor)]
     if any(x.device.type != "cpu" or not owns_memory(x) for x in tensors):
         return "not all are plain tensors on the CPU"
-    if any(x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+    if any(has_tangent(x) for x in tensors):
         return "forward-mode differentiation"
     if not scores.is_floating_point() or scores.dim() != 1 or len(scores) == 0:
         return "scores out of range"

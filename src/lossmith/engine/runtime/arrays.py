@@ -23,7 +23,7 @@ def contiguous(context: Any, builder: Any, kind: Any, address: Any, shape: list[
     for size in reversed(shape[1:]):
         strides.insert(0, builder.mul(strides[0], size))
     cast = builder.bitcast if isinstance(address.type, ir.PointerType) else builder.inttoptr
-    arrayobj.populate_array(made, cast(address, element.as_pointer()), shape, strides, strides[-1], None)
+    arrayobj.populate_array(made, cast(address, element.as_pointer()), shape, strides, strides[-1], None)  # type: ignore[no-untyped-call]
     return made._getvalue()
 
 
@@ -35,7 +35,7 @@ def _own_memory(count: Any, dtype: Any, cleared: bool) -> Any:
         size = builder.mul(arguments[0], width)
         address = context.nrt.allocate(builder, size)
         if cleared:
-            cgutils.memset(builder, address, size, 0)
+            cgutils.memset(builder, address, size, 0)  # type: ignore[no-untyped-call]
         return contiguous(context, builder, kind, address, [arguments[0]])
 
     return kind(numba.intp, dtype), generate
