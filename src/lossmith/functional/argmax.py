@@ -43,13 +43,16 @@ def _log_probs_without_formula(x: Sequence[Tensor], noise: Noise, _: float) -> T
     return reference.log_probs(x[0], noise)
 
 
-def _topk_by_reference(x: Sequence[Tensor], noise: Noise, k: float) -> Tensor:
-    select.record(select.choose("topk_log_prob", (select.REFERENCE,), x[0], bearable=64))
+def _topk_of_rows(x: Sequence[Tensor], noise: Noise, k: float) -> Tensor:
+    if fused.serves_topk(x[0], x[1], 1.0, noise):  # within an operator
+        select.record("cpu")
+        return fused.target_log_prob(x[0], x[1], x[0].new_ones(1), noise, rank=int(k))
+    select.record("reference")
     return reference.log_prob(x[0], x[1], noise, rank=int(k))
 
 
 _all_log_probs = opaque.register("argmax_log_probs", _log_probs_without_formula, lambda x: torch.empty_like(x[0]), by_rows=True)
-_topk_log_prob = opaque.register("topk_log_prob", _topk_by_reference, lambda x: x[0].new_empty(x[0].shape[0]), by_rows=True)
+_topk_log_prob = opaque.register("topk_log_prob", _topk_of_rows, lambda x: x[0].new_empty(x[0].shape[0]), by_rows=True)
 
 
 def argmax_log_prob(
@@ -198,7 +201,13 @@ def topk_log_prob(
     k = checked_rank(k, scores.shape[-1])
     if k == 1:
         return argmax_log_prob(scores, target, noise=distribution, scale=scale)
-    scale = checked_scale(scale, compute_type(scores))
+    x = compute_type(scores)
+    scale = checked_scale(scale, x)
+    if k < scores.shape[-1] and fused.serves_topk(x, target, scale, distribution):
+        select.record("cpu")
+        sigma = scale.reshape(-1) if isinstance(scale, Tensor) else x.new_full((1,), scale)
+        log_p = fused.target_log_prob(_rows(x), target.long().flatten(), sigma, distribution, rank=k)
+        return log_p.view_as(target).to(scores.dtype)
     check_score_values(scores)
     if k == scores.shape[-1]:
         own = scores.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)

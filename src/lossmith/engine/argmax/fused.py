@@ -1,4 +1,4 @@
-"""float32 rows on the CPU: log P(every class wins), and log P(the target wins) with its gradient in one pass.
+"""float32 rows on the CPU: log P(every class wins), and, with its gradient in one pass, log P(the target is among the k best).
 
 Functions of torch.autograd for eager mode. Second derivatives are those of plain torch: of the reference, or of the formula of
 Gumbel noise. Under a transform of torch.func, and compiled, plain torch or the operators of ``custom_op`` stand in their place.
@@ -20,7 +20,7 @@ from lossmith.engine.argmax.dispatch import CPU
 from lossmith.engine.argmax.dispatch import KERNELS as TARGET_KERNELS
 from lossmith.engine.argmax.dispatch import OPERATION as TARGET
 from lossmith.engine.argmax.kernels.record import CLASSES_PER_THREAD, COLUMNS, KEPT_OTHER, STATUS, UNSERVED
-from lossmith.engine.argmax.kernels.tables import backward_arrays, every_arrays, one_pass_arrays
+from lossmith.engine.argmax.kernels.tables import backward_arrays, every_arrays, has_log_odds, one_pass_arrays, topk_arrays
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import REFERENCE, Kernel, broken, choose, give_up, record
 from lossmith.engine.runtime.threads import run_team
@@ -45,7 +45,15 @@ def _obstacle(scores: Tensor, noise: str) -> str:
     return CPU.obstacle(scores, noise)
 
 
+def _topk_obstacle(scores: Tensor, noise: str) -> str:
+    return CPU.obstacle(scores, noise) or (
+        "" if has_log_odds(noise) else "its odds have no tables; take normal or logistic noise"
+    )
+
+
 KERNELS = (Kernel("cpu", CPU.devices, CPU.dtypes, _obstacle), REFERENCE)
+TOPK = "topk_log_prob"
+TOPK_KERNELS = (Kernel("cpu", CPU.devices, CPU.dtypes, _topk_obstacle), REFERENCE)
 
 
 def checked_log_prob(
@@ -121,6 +129,12 @@ def serves(scores: Tensor, noise: Noise) -> bool:
     return choose(OPERATION, KERNELS, scores, noise.key) == "cpu"
 
 
+def serves_topk(scores: Tensor, target: Tensor, scale: float | Tensor, noise: Noise) -> bool:
+    """Whether ``target_log_prob`` serves these scores (rows, C) for more than one rank; see ``serves``."""
+    plain = all(_is_plain(x) for x in (scores, target, scale) if isinstance(x, Tensor))
+    return plain and choose(TOPK, TOPK_KERNELS, scores, noise.key, bearable=64) == "cpu"
+
+
 def log_probs(scores: Tensor, scale: Tensor, noise: Noise) -> Tensor:
     """log P(each class wins), (rows, C).
 
@@ -139,15 +153,17 @@ def log_probs(scores: Tensor, scale: Tensor, noise: Noise) -> Tensor:
     return log_p
 
 
-def target_log_prob(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int) -> Tensor:
-    """log P(the target wins), (rows,), 0 where it is ``ignored``; the other arguments are those of ``log_probs``.
+def target_log_prob(
+    scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int = NO_TARGET, rank: int = 1
+) -> Tensor:
+    """log P(the target is among the ``rank`` highest), (rows,), 0 where it is ``ignored``; the rest as for ``log_probs``.
 
-    Forward computes the gradient as well, and backward multiplies it. The noise has tables, or is Gumbel noise.
+    Forward computes the gradient as well, and backward multiplies it. The noise has tables, or is Gumbel noise for rank 1.
 
     Raises:
         ValueError: as ``log_probs``; a target out of range.
     """
-    log_p: Tensor = _Target.apply(scores, target, scale, noise, ignored)  # type: ignore[no-untyped-call]
+    log_p: Tensor = _Target.apply(scores, target, scale, noise, ignored, rank)  # type: ignore[no-untyped-call]
     return log_p
 
 
@@ -170,6 +186,12 @@ def _arrays_of_noise(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
 def _arrays_of_one_pass(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
     arrays = one_pass_arrays(noise, classes)
     return _kernels().ONE_PASS.tail(arrays), arrays
+
+
+@lru_cache(maxsize=256)
+def _arrays_of_topk(noise: str, classes: int, rank: int) -> tuple[NDArray[np.int64], Any]:
+    arrays = topk_arrays(noise, classes, rank)
+    return _kernels().TOPK.tail(arrays), arrays
 
 
 @lru_cache(maxsize=64)
@@ -284,7 +306,7 @@ class _Every(torch.autograd.Function):
 
 class _Target(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int, rank: int) -> Tensor:
         rows, classes = scores.shape
         z, differentiate = scores.contiguous(), any(ctx.needs_input_grad)
         gumbel, log_p = noise.key == GUMBEL, z.new_empty(rows)
@@ -297,12 +319,15 @@ class _Target(torch.autograd.Function):
                 bad, unserved = _run(kernels.target_team, kernels.TARGET, rows, classes, ignored, arrays)
             else:
                 arrays["records"] = records = torch.empty(rows, COLUMNS, dtype=torch.int32)
-                tail = _arrays_of_one_pass(noise.key, classes)[0]
-                bad, unserved = _run(kernels.one_pass_team, kernels.ONE_PASS, rows, classes, ignored, arrays, tail)
+                if rank == 1:
+                    team, layout, (tail, _) = kernels.one_pass_team, kernels.ONE_PASS, _arrays_of_one_pass(noise.key, classes)
+                else:
+                    team, layout, (tail, _) = kernels.topk_team, kernels.TOPK, _arrays_of_topk(noise.key, classes, rank)
+                bad, unserved = _run(team, layout, rows, classes, ignored, arrays, tail)
             if unserved:
                 left = records[:, STATUS] == UNSERVED
         except Exception as error:  # whatever it is, there is another way, and the user learns of it
-            give_up(SOFTMAX if gumbel else TARGET, "cpu", error)
+            give_up(TOPK if rank > 1 else SOFTMAX if gumbel else TARGET, "cpu", error)
             record("closed form" if gumbel else "reference")
             bad, left, grad = True, target != ignored, torch.zeros_like(z)
             log_p.zero_()
@@ -310,8 +335,8 @@ class _Target(torch.autograd.Function):
             check_target_values(target, classes, ignored)
             check_score_values(z[target != ignored])
         if left is not None:
-            _by_plain_torch(left, z, target, scale, noise, log_p, grad)
-        ctx.noise, ctx.ignored = noise, ignored
+            _by_plain_torch(left, z, target, scale, noise, rank, log_p, grad)
+        ctx.noise, ctx.ignored, ctx.rank = noise, ignored, rank
         ctx.save_for_backward(scores, target, scale, grad)
         return log_p
 
@@ -322,29 +347,29 @@ class _Target(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             keep = target != ctx.ignored
             z, sigma = _rows_of(keep, scores, scale)
-            log_p = _plain_of_target(z, target[keep], sigma, ctx.noise)
+            log_p = _plain_of_target(z, target[keep], sigma, ctx.noise, ctx.rank)
             in_scores, in_scale = _differentiated(log_p, (scores, scale), upstream[keep], needed)
-            return in_scores, None, in_scale, None, None
+            return in_scores, None, in_scale, None, None, None
         in_scores = grad * upstream.unsqueeze(-1)
-        return in_scores, None, scale_gradient(in_scores, scores, scale) if needed[1] else None, None, None
+        return in_scores, None, scale_gradient(in_scores, scores, scale) if needed[1] else None, None, None, None
 
 
-def _plain_of_target(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise) -> Tensor:
-    """log P(the target wins) by plain torch, differentiable twice."""
+def _plain_of_target(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, rank: int) -> Tensor:
+    """log P(the target is among the ``rank`` highest) by plain torch, differentiable twice."""
     z = (scores - scores.detach().amax(-1, keepdim=True)) / scale.unsqueeze(-1)
     if noise.key == GUMBEL:
         return noise.closed_form_log_probs(z).gather(-1, target.unsqueeze(-1)).squeeze(-1)
-    return reference.log_prob(z, target, noise)
+    return reference.log_prob(z, target, noise, rank)
 
 
 def _by_plain_torch(
-    left: Tensor, scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, log_p: Tensor, grad: Tensor
+    left: Tensor, scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, rank: int, log_p: Tensor, grad: Tensor
 ) -> None:
     """Write log p of the rows that are left, (rows,) bool, and its gradient unless ``grad`` is empty."""
     z, sigma = _rows_of(left, scores, scale)
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()
-        value = _plain_of_target(leaf, target[left], sigma.detach(), noise)
+        value = _plain_of_target(leaf, target[left], sigma.detach(), noise, rank)
         log_p[left] = value.detach()
         if grad.numel():
             grad[left] = torch.autograd.grad(value.sum(), leaf)[0]

@@ -81,3 +81,13 @@ def bits_of(typing, number):
         return builder.bitcast(arguments[0], ir.IntType(32))
 
     return numba.int32(numba.float32), generate
+
+
+@intrinsic
+def double_of(typing, bits):
+    """The float64 whose bits are those of an int64."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return numba.float64(numba.int64), generate

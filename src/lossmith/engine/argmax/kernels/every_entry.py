@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lossmith.engine.argmax.kernels import cpu, every, softmax
+from lossmith.engine.argmax.kernels import cpu, every, softmax, topk
 from lossmith.engine.argmax.kernels.record import COLUMNS, KEPT_OTHER
 from lossmith.engine.runtime.arrays import empty, release
 from lossmith.engine.runtime.compiled import team_function
@@ -75,11 +75,26 @@ ONE_PASS = Layout(
     grad=np.float32,  # empty if it is not asked for
     **_NOISE,  # from ``tables.one_pass_arrays``
 )
+TOPK = Layout(
+    "topk_team",
+    _NUMBERS,
+    scores=np.float32,
+    target=np.int64,
+    scale=np.float32,
+    log_p=np.float32,
+    records=np.int32,
+    grad=np.float32,  # empty if it is not asked for
+    log_odds=np.float32,  # from here on, those of ``tables.topk_arrays``
+    log_prob=np.float32,
+    slope_by_cell=np.float32,
+    lowest=np.float64,
+    numbers=np.float64,
+)
 # Global tuples and integers: constants for numba.
 _NUMBER = EVERY.numbers  # positions, the same in all layouts
 _EVERY, _BACK, _TARGET, _ONE = EVERY.slots, EVERY_GRADIENT.slots, TARGET.slots, ONE_PASS.slots
-_SOFT, _SOFT_BACK = SOFTMAX.slots, SOFTMAX_GRADIENT.slots
-_SIZE = max(layout.size for layout in (EVERY, EVERY_GRADIENT, TARGET, ONE_PASS, SOFTMAX, SOFTMAX_GRADIENT))  # the longest
+_SOFT, _SOFT_BACK, _TOPK = SOFTMAX.slots, SOFTMAX_GRADIENT.slots, TOPK.slots
+_SIZE = max(layout.size for layout in (EVERY, EVERY_GRADIENT, TARGET, ONE_PASS, SOFTMAX, SOFTMAX_GRADIENT, TOPK))  # the longest
 
 
 @team_function
@@ -199,6 +214,32 @@ def one_pass_team(data):
             scores, bits, target, scale, log_cdf, log_prob, slope_by_cell, slope, lowest, depth, numbers[0], numbers[1],
             numbers[2], numbers[3], np.int64(numbers[4]), numbers[5], numbers[6], ignored, C, log_p, KEPT_OTHER, records, grad,
             first, last,
+        )  # fmt: skip
+        if bad:
+            job[_NUMBER.bad] = 1
+        if unserved:
+            job[_NUMBER.unserved] = 1
+
+
+@team_function
+def topk_team(data):
+    """``topk.topk_rows`` on the rows of a job of the layout ``TOPK``; data: address of the job."""
+    job = job_at(data, _SIZE)
+    C, ignored = job[_NUMBER.classes], job[_NUMBER.option]
+    scores, bits = array(job, _TOPK.scores), array_as(job, _TOPK.scores, np.int32)
+    target, scale, log_p = array(job, _TOPK.target), array(job, _TOPK.scale), array(job, _TOPK.log_p)
+    records, grad, numbers = matrix(job, _TOPK.records, COLUMNS), array(job, _TOPK.grad), array(job, _TOPK.numbers)
+    log_odds, log_prob = array(job, _TOPK.log_odds), array(job, _TOPK.log_prob)
+    slope_by_cell, lowest = array(job, _TOPK.slope_by_cell), array(job, _TOPK.lowest)
+    while True:
+        first = take(job)
+        if first >= job[_NUMBER.rows]:
+            return
+        last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
+        bad, unserved = topk.topk_rows(
+            scores, bits, target, scale, log_odds, log_prob, slope_by_cell, lowest, numbers[0], numbers[1], numbers[2],
+            numbers[3], np.int64(numbers[4]), numbers[5], numbers[6], numbers[7], np.int64(numbers[8]), ignored, C, log_p,
+            records, grad, first, last,
         )  # fmt: skip
         if bad:
             job[_NUMBER.bad] = 1

@@ -45,6 +45,8 @@ SMALL = 1e-10
 LOG_SMALLEST = -88.0  # the logarithm of the smallest float32 with all its digits
 FLOOR = 1e-32  # p, with one rival, of a class that is not followed farther down
 LARGEST = 1e38  # that a float32 holds
+NEVER = 1e-13  # 1 − F of a rival that never exceeds a threshold, even 100,000 of them
+MOST_GROWTH = 1e8  # by how much the rounding of a float64 may grow where a trial is taken out of a polynomial
 EXACT = 1e-7  # error of a sum over thresholds that is none, in float32
 Table = NDArray[np.float32]
 
@@ -237,6 +239,52 @@ def every_arrays(noise: str, classes: int) -> dict[str, NDArray[Any]]:
     floor = max(made.least_lead, float(leads[highest > math.log(FLOOR)].min()))
     numbers = [made.high, floor, made.coarsest, *given["numbers"][-2:]]
     return {**flat_tables(noise), "lowest": made.lowest, "depth": made.depth, "numbers": np.array(numbers)}
+
+
+@lru_cache(maxsize=64)
+def _log_odds(noise: str) -> NDArray[np.float32] | None:
+    """log F − log(1 − F) by cells, of all levels as ``flat_tables``; None where quintic pieces do not follow it."""
+    law = noises.by_key(noise)
+
+    def log_odds(x: Tensor) -> Tensor:
+        return law.log_cdf(x) - law.log_sf(x)
+
+    levels = []
+    for level in range(LEVELS):
+        pieces = _fit(log_odds, _lattice(step(level), max(1, round(step(level) / CELL)), CELL))
+        if pieces is None:
+            return None
+        levels.append(pieces.ravel())
+    return np.concatenate(levels)
+
+
+def has_log_odds(noise: str) -> bool:
+    """Whether ``topk_arrays`` serve the noise with that ``Noise.key``."""
+    return tables_of(noise) is not None and _log_odds(noise) is not None
+
+
+@lru_cache(maxsize=256)
+def topk_arrays(noise: str, classes: int, k: int) -> dict[str, NDArray[Any]]:
+    """What log P(among the k highest) takes of a noise: log odds, log_prob and slope_by_cell, lowest of ``Tables``, numbers.
+
+    numbers: (9,) float64: high, the three leads and coarsest of ``Tables``; the quantile 1 − 1/C; scales above a class beyond
+    which 1 − F < NEVER; scales from a threshold up to a rival that is strong, whose odds to the power of k − 1 are
+    MOST_GROWTH; k.
+    """
+    made, log_odds, flat = tables_of(noise), _log_odds(noise), flat_tables(noise)
+    assert made is not None
+    assert log_odds is not None
+    odds = min(MOST_GROWTH ** (1 / (k - 1)), 1e15)
+    levels = torch.tensor([1 - 1 / classes, 1 - NEVER, 1 / (1 + odds)], dtype=torch.float64, device="cpu")
+    guess, faint, far = noises.by_key(noise).icdf(levels).tolist()
+    numbers = [made.high, made.least_lead, made.most_lead, made.sure_lead, made.coarsest, guess, faint, -far, k]
+    return {
+        "log_odds": log_odds,
+        "log_prob": flat["log_prob"],
+        "slope_by_cell": flat["slope_by_cell"],
+        "lowest": made.lowest,
+        "numbers": np.array(numbers),
+    }
 
 
 @lru_cache(maxsize=64)
