@@ -20,7 +20,7 @@ from lossmith.engine.argmax.dispatch import CPU
 from lossmith.engine.argmax.dispatch import KERNELS as TARGET_KERNELS
 from lossmith.engine.argmax.dispatch import OPERATION as TARGET
 from lossmith.engine.argmax.kernels.record import CLASSES_PER_THREAD, COLUMNS, KEPT_OTHER, STATUS, UNSERVED
-from lossmith.engine.argmax.kernels.tables import backward_arrays, every_arrays, has_log_odds, one_pass_arrays, topk_arrays
+from lossmith.engine.argmax.kernels.tables import backward_arrays, every_arrays, has_odds, one_pass_arrays, topk_arrays
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import REFERENCE, Kernel, broken, choose, give_up, record
 from lossmith.engine.runtime.threads import run_team
@@ -46,9 +46,7 @@ def _obstacle(scores: Tensor, noise: str) -> str:
 
 
 def _topk_obstacle(scores: Tensor, noise: str) -> str:
-    return CPU.obstacle(scores, noise) or (
-        "" if has_log_odds(noise) else "its odds have no tables; take normal or logistic noise"
-    )
+    return CPU.obstacle(scores, noise) or ("" if has_odds(noise) else "its odds have no tables; take normal or logistic noise")
 
 
 KERNELS = (Kernel("cpu", CPU.devices, CPU.dtypes, _obstacle), REFERENCE)

@@ -85,10 +85,9 @@ TOPK = Layout(
     records=np.int32,
     grad=np.float32,  # empty if it is not asked for
     log_odds=np.float32,  # from here on, those of ``tables.topk_arrays``
-    log_prob=np.float32,
-    slope_by_cell=np.float32,
-    lowest=np.float64,
-    numbers=np.float64,
+    odds_powers=np.float32,
+    slope_powers=np.float32,
+    **_NOISE,
 )
 # Global tuples and integers: constants for numba.
 _NUMBER = EVERY.numbers  # positions, the same in all layouts
@@ -229,7 +228,8 @@ def topk_team(data):
     scores, bits = array(job, _TOPK.scores), array_as(job, _TOPK.scores, np.int32)
     target, scale, log_p = array(job, _TOPK.target), array(job, _TOPK.scale), array(job, _TOPK.log_p)
     records, grad, numbers = matrix(job, _TOPK.records, COLUMNS), array(job, _TOPK.grad), array(job, _TOPK.numbers)
-    log_odds, log_prob = array(job, _TOPK.log_odds), array(job, _TOPK.log_prob)
+    log_odds, odds_powers = array(job, _TOPK.log_odds), array(job, _TOPK.odds_powers)
+    slope_powers, log_cdf, log_prob = array(job, _TOPK.slope_powers), array(job, _TOPK.log_cdf), array(job, _TOPK.log_prob)
     slope_by_cell, lowest = array(job, _TOPK.slope_by_cell), array(job, _TOPK.lowest)
     while True:
         first = take(job)
@@ -237,9 +237,9 @@ def topk_team(data):
             return
         last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
         bad, unserved = topk.topk_rows(
-            scores, bits, target, scale, log_odds, log_prob, slope_by_cell, lowest, numbers[0], numbers[1], numbers[2],
-            numbers[3], np.int64(numbers[4]), numbers[5], numbers[6], numbers[7], np.int64(numbers[8]), ignored, C, log_p,
-            records, grad, first, last,
+            scores, bits, target, scale, log_cdf, log_prob, log_odds, odds_powers, slope_by_cell, slope_powers, lowest,
+            numbers[0], numbers[1], numbers[2], numbers[3], np.int64(numbers[4]), numbers[5], numbers[6], numbers[7],
+            numbers[8], numbers[9], np.int64(numbers[10]), ignored, C, log_p, records, grad, first, last,
         )  # fmt: skip
         if bad:
             job[_NUMBER.bad] = 1

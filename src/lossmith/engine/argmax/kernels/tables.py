@@ -47,6 +47,10 @@ FLOOR = 1e-32  # p, with one rival, of a class that is not followed farther down
 LARGEST = 1e38  # that a float32 holds
 NEVER = 1e-13  # 1 − F of a rival that never exceeds a threshold, even 100,000 of them
 MOST_GROWTH = 1e8  # by how much the rounding of a float64 may grow where a trial is taken out of a polynomial
+POWERS = 8  # of the odds of weak rivals that their series has
+WEAK_ODDS = 0.1  # of a weak rival at a threshold, at most: the next power hardly counts
+MOST_ODDS = 0.5  # the same for a first look
+WEAK_FIT = 2e-4  # as FIT, of powers of the odds: the higher ones, which fit less well, are next to nothing
 EXACT = 1e-7  # error of a sum over thresholds that is none, in float32
 Table = NDArray[np.float32]
 
@@ -144,17 +148,23 @@ def _lattice(step: float, phases: int, shift: float) -> Tensor:
     return n + torch.arange(phases, dtype=torch.float64).unsqueeze(-1) * shift + CELL / 2 - FARTHEST
 
 
-def _fit(function: Callable[[Tensor], Tensor], at: Tensor) -> Table | None:
-    """Coefficients of s^0 … s^5 for s ↦ function(at − (CELL/2) s), (phases, MOMENTS, n); None where they do not fit."""
+def _fit(function: Callable[[Tensor], Tensor], at: Tensor, served: Tensor | None = None, fit: float = FIT) -> Table | None:
+    """Coefficients of s^0 … s^5 for s ↦ function(at − (CELL/2) s), (phases, MOMENTS, n); None where they do not fit.
+
+    They are 0 where ``served``, boolean, is false. fit: as FIT.
+    """
     s = torch.cos((torch.arange(MOMENTS, dtype=torch.float64) + 0.5) * (math.pi / MOMENTS))
     values = function(at.unsqueeze(-1) - CELL / 2 * s)
     inverse = torch.linalg.inv(s.unsqueeze(-1) ** torch.arange(MOMENTS, dtype=torch.float64))
     coefficients = values @ inverse.T
+    if served is None:
+        served = torch.ones_like(at, dtype=torch.bool)
+    coefficients = torch.where(served.unsqueeze(-1), coefficients, 0.0)
     check = torch.tensor([-1.0, -0.6, 0.0, 0.75, 1.0], dtype=torch.float64)
     exact = function(at.unsqueeze(-1) - CELL / 2 * check)
     error = (coefficients @ (check ** torch.arange(MOMENTS, dtype=torch.float64).unsqueeze(-1)) - exact).abs()
     size = exact.abs().amax(-1, keepdim=True)
-    if not bool((error <= FIT * size.clamp_min(SMALL))[at <= FARTHEST].all()):
+    if not bool((error <= fit * size.clamp_min(SMALL))[(at <= FARTHEST) & served].all()):
         return None
     if not bool(coefficients.abs().amax() < LARGEST):
         return None
@@ -242,49 +252,65 @@ def every_arrays(noise: str, classes: int) -> dict[str, NDArray[Any]]:
 
 
 @lru_cache(maxsize=64)
-def _log_odds(noise: str) -> NDArray[np.float32] | None:
-    """log F − log(1 − F) by cells, of all levels as ``flat_tables``; None where quintic pieces do not follow it."""
+def _odds_tables(noise: str) -> dict[str, NDArray[np.float32]] | None:
+    """Tables of the chance that a rival exceeds a threshold, of all levels; None where quintic pieces do not follow them.
+
+    Returns:
+        log_odds: log F − log(1 − F), by cells. odds_powers: of odds^m, odds = (1 − F)/F, by cells, for m = 1 … POWERS;
+        slope_powers: of r · odds^m, by thresholds, for m = 0 … POWERS; both one after the other, and 0 where the odds are
+        above MOST_ODDS.
+    """
     law = noises.by_key(noise)
 
     def log_odds(x: Tensor) -> Tensor:
         return law.log_cdf(x) - law.log_sf(x)
 
-    levels = []
-    for level in range(LEVELS):
-        pieces = _fit(log_odds, _lattice(step(level), max(1, round(step(level) / CELL)), CELL))
-        if pieces is None:
-            return None
-        levels.append(pieces.ravel())
-    return np.concatenate(levels)
+    def flat(function: Callable[[Tensor], Tensor], by_threshold: bool, weak: bool) -> NDArray[np.float32] | None:
+        levels = []
+        for level in range(LEVELS):
+            h = step(level)
+            at = _lattice(CELL, max(1, round(CELL / h)), h) if by_threshold else _lattice(h, max(1, round(h / CELL)), CELL)
+            served = log_odds(at - CELL) > -math.log(MOST_ODDS)
+            pieces = _fit(function, at, served, WEAK_FIT) if weak else _fit(function, at)
+            if pieces is None:
+                return None
+            levels.append(pieces.ravel())
+        return np.concatenate(levels)
+
+    def power(m: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: (-m * log_odds(x)).exp()
+
+    def slope_power(m: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: (law.log_prob(x) - law.log_cdf(x) - m * log_odds(x)).exp()
+
+    log = flat(log_odds, False, False)
+    powers = [flat(power(m), False, True) for m in range(1, POWERS + 1)]
+    slopes = [flat(slope_power(m), True, True) for m in range(POWERS + 1)]
+    if log is None or any(table is None for table in (*powers, *slopes)):
+        return None
+    return {"log_odds": log, "odds_powers": np.concatenate(powers), "slope_powers": np.concatenate(slopes)}
 
 
-def has_log_odds(noise: str) -> bool:
+def has_odds(noise: str) -> bool:
     """Whether ``topk_arrays`` serve the noise with that ``Noise.key``."""
-    return tables_of(noise) is not None and _log_odds(noise) is not None
+    return tables_of(noise) is not None and _odds_tables(noise) is not None
 
 
 @lru_cache(maxsize=256)
 def topk_arrays(noise: str, classes: int, k: int) -> dict[str, NDArray[Any]]:
-    """What log P(among the k highest) takes of a noise: log odds, log_prob and slope_by_cell, lowest of ``Tables``, numbers.
+    """What log P(among the k highest) takes of a noise: tables of the odds, ``flat_tables``, lowest and depth, and numbers.
 
-    numbers: (9,) float64: high, the three leads and coarsest of ``Tables``; the quantile 1 − 1/C; scales above a class beyond
+    numbers: (11,) float64: high, the three leads and coarsest of ``Tables``; the quantile 1 − 1/C; scales above a class beyond
     which 1 − F < NEVER; scales from a threshold up to a rival that is strong, whose odds to the power of k − 1 are
-    MOST_GROWTH; k.
+    MOST_GROWTH; scales from a weak rival, whose odds are WEAK_ODDS, up to a threshold, and the same for MOST_ODDS; k.
     """
-    made, log_odds, flat = tables_of(noise), _log_odds(noise), flat_tables(noise)
-    assert made is not None
-    assert log_odds is not None
-    odds = min(MOST_GROWTH ** (1 / (k - 1)), 1e15)
-    levels = torch.tensor([1 - 1 / classes, 1 - NEVER, 1 / (1 + odds)], dtype=torch.float64, device="cpu")
-    guess, faint, far = noises.by_key(noise).icdf(levels).tolist()
-    numbers = [made.high, made.least_lead, made.most_lead, made.sure_lead, made.coarsest, guess, faint, -far, k]
-    return {
-        "log_odds": log_odds,
-        "log_prob": flat["log_prob"],
-        "slope_by_cell": flat["slope_by_cell"],
-        "lowest": made.lowest,
-        "numbers": np.array(numbers),
-    }
+    odds_tables, given = _odds_tables(noise), one_pass_arrays(noise, classes)
+    assert odds_tables is not None
+    growing = min(MOST_GROWTH ** (1 / (k - 1)), 1e15)
+    levels = [1 - NEVER, 1 / (1 + growing), 1 / (1 + WEAK_ODDS), 1 / (1 + MOST_ODDS)]
+    faint, far, weak, rough = noises.by_key(noise).icdf(torch.tensor(levels, dtype=torch.float64, device="cpu")).tolist()
+    numbers = [*given["numbers"][:6], faint, -far, weak, rough, k]
+    return {**odds_tables, **given, "numbers": np.array(numbers)}
 
 
 @lru_cache(maxsize=64)
