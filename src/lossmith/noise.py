@@ -3,6 +3,8 @@ r"""The noise ε that perturbs the scores: s_j = z_j + scale · ε_j, with cdf F
 Each distribution is standard (as in SciPy, location 0 and unit scale). Three functions define one: log f, log F and the
 quantile F⁻¹; the threshold integral needs nothing else. Where a formula without an integral exists,
 ``closed_form_log_probs`` gives it.
+
+The equations (N…) are in ``docs/how/numbers.md``.
 """
 
 from __future__ import annotations
@@ -97,7 +99,7 @@ class Noise(ABC):
         """Quantile F⁻¹(p) for p in (0, 1), same shape and dtype as ``p``."""
 
     def log_sf(self, x: Tensor) -> Tensor:
-        """Logarithm of the survival function, log(1 − F(x)), same shape and dtype as ``x``."""
+        """Logarithm of the survival function, log(1 − F(x)), same shape and dtype as ``x``; from log F by (N2)."""
         return log1mexp(self.log_cdf(x))
 
     def cdf(self, x: Tensor) -> Tensor:
@@ -274,7 +276,7 @@ class Gumbel(Noise):
         return -torch.log(-torch.log(p))
 
     def closed_form_log_probs(self, scores: Tensor) -> Tensor:
-        # In float64: float32 sums of 50,000 classes are off by more than 1e-6.
+        # In float64: float32 sums of 50,000 classes are off by more than 1e-6. The leader follows from its rivals (N5).
         return leader_from_rivals(torch.log_softmax(scores.double(), dim=-1)).to(scores.dtype)
 
 
@@ -430,7 +432,7 @@ class Exponential(Noise):
         log_g = -torch.nn.functional.pad(steps.flip(-1).cumsum(-1).flip(-1), (0, 1))
         inverse = 1 / n
         share = torch.nn.functional.pad(1 / (n[:-1] * (n[:-1] - 1)), (0, 1)).expand_as(z)
-        log_p = torch.log(inverse - decayed_cumsum(share, log_g)) + log_g
+        log_p = torch.log(inverse - decayed_cumsum(share, log_g)) + log_g  # the sum over i < r is (N8)
         log_p = leader_from_rivals(torch.where(removed, -math.inf, log_p))
         return torch.zeros_like(log_p).scatter(-1, order, log_p).to(scores.dtype)
 

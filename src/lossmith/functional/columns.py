@@ -1,4 +1,7 @@
-"""Log metrics of rankings, one for each column: a class against the rest, or a label."""
+"""Log metrics of rankings, one for each column: a class against the rest, or a label.
+
+The equations (N…) are in ``docs/how/numbers.md``.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ def _by_column(one: Callable[[Tensor, Tensor, Noise, Tensor, float], Tensor]) ->
 
 
 def _auc_of_one(scores: Tensor, positive: Tensor, noise: Noise, scale: Tensor, max_fpr: float) -> Tensor:
-    """log AUC, with its digits at both ends."""
+    """log AUC; above ½ from the expected 1 − AUC, which keeps its digits (N3)."""
     weight = None if max_fpr == 1 else _hardest(scores.detach(), positive, max_fpr)
     options: dict[str, Any] = {"noise": noise, "scale": scale, "weight": weight}
     auc = expected_auc(scores, positive, **options)

@@ -1,4 +1,7 @@
-"""What the losses share: class weights and reductions, the dials of a smoothed metric, and the mean over samples."""
+"""What the losses share: class weights and reductions, the dials of a smoothed metric, and the mean over samples.
+
+The equations (N…) are in ``docs/how/numbers.md``.
+"""
 
 from __future__ import annotations
 
@@ -151,7 +154,7 @@ def check_mean(over: Over, reduction: Reduction, label_smoothing: float = 0.0) -
 
 
 def mean_of_samples(loss: MetricLoss, over: Over, log_p: Tensor, weight: Tensor) -> Tensor:
-    """mean_i −log_q(p_i), or for over="batch" −log_q(mean_i p_i), of log p (…) and weights (…); reduced as ``loss`` says."""
+    """mean_i −log_q(p_i) (N6), or −log_q(mean_i p_i) for over="batch", of log p (…) and weights (…), reduced by ``loss``."""
     if over == "batch":
         return log_q_of_mean(loss, log_p, weight)
     return loss.reduce(weight * neg_log_q(torch.where(weight == 0, 0.0, log_p), loss.q), weight.sum())
@@ -167,7 +170,7 @@ def mean_of_shares(loss: MetricLoss, over: Over, log_p: Tensor, mass: Tensor, to
 
 
 def log_q_of_mean(loss: MetricLoss, log_p: Tensor, mass: Tensor) -> Tensor:
-    """−log_q of the mean p, weighted by ``mass``, over all ranks."""
+    """−log_q (N6) of the mean p over all ranks, weighted by ``mass``; the sum is (N11), since each p may underflow."""
     log_p = torch.where(mass > 0, log_p, -torch.inf).flatten()
     top = groups.highest(log_p.amax() if log_p.numel() else log_p.new_full((), -torch.inf), loss.process_group)
     top = torch.where(top.isneginf(), 0.0, top)

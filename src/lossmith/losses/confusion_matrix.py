@@ -1,4 +1,7 @@
-"""The expected confusion matrix of a batch, and the loss of a metric of its counts."""
+"""The expected confusion matrix of a batch, and the loss of a metric of its counts.
+
+The equations (N…) are in ``docs/how/numbers.md``.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ def counts_of_rows(rows: Rows, p: Tensor, p_not: Tensor) -> Tensor:
     Args:
         rows: the batch.
         p: the probability that each class is predicted, (n, C) float64.
-        p_not: 1 − p, which may have more digits.
+        p_not: 1 − p, (n, C) float64, which may have more digits than p has.
     """
     w = rows.weight.double()
     if rows.target.dim() == 2:
@@ -92,7 +95,7 @@ def counts_of_rows(rows: Rows, p: Tensor, p_not: Tensor) -> Tensor:
 
 
 def log_true_positives(rows: Rows, log_p: Tensor, group: ProcessGroup | None) -> Tensor:
-    """log tp of each class over all ranks, (C,) float64, also where tp underflows; −inf where there is no target."""
+    """log tp of each class over all ranks, (C,) float64, by (N11) also where tp underflows; −inf where there is no target."""
     if rows.target.dim() == 2:
         terms = log_p + (rows.weight.double() * rows.target.double()).log()
         top = terms.detach().amax(0) if len(terms) else terms.new_full(terms.shape[1:], -torch.inf)
@@ -111,7 +114,7 @@ def log_true_positives(rows: Rows, log_p: Tensor, group: ProcessGroup | None) ->
 
 
 class ConfusionLoss(MetricLoss):
-    r"""−log_q of a metric m(tp, fp, fn, tn) of expected counts.
+    r"""−log_q (N6) of a metric m(tp, fp, fn, tn) of expected counts.
 
     With p_ik the probability that the noisy classifier predicts k for sample i, t_ik the target's share in k, w_i a weight:
 
@@ -238,7 +241,7 @@ class ConfusionLoss(MetricLoss):
             p, p_not = log_p.exp(), log_p_not.exp()
         else:
             log_p = functional.argmax_log_probs(rows.scores, noise=self.noise, scale=rows.scale).double()
-            p, p_not = log_p.exp(), -log_p.expm1()
+            p, p_not = log_p.exp(), -log_p.expm1()  # (N6) at q = 0: 1 − p keeps its digits
         return Counts(*groups.total(counts_of_rows(rows, p, p_not), group)), log_true_positives(rows, log_p, group)
 
     def _rows(self, scores: Tensor, target: Tensor) -> Rows:

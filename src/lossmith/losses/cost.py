@@ -1,4 +1,7 @@
-"""The expected cost of a decision as a loss."""
+"""The expected cost of a decision as a loss.
+
+The equations (N…) are in ``docs/how/numbers.md``.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,9 @@ class CostLoss(MetricLoss):
         over="sample":  mean_i [l_i + r_i · (−log_q m_i)]
         over="batch":   mean_i l_i + mean_i r_i · (−log_q of Σ_i r_i m_i / Σ_i r_i)
 
-    q = 0 is the expected cost itself, in its units; every q has its slope where the cheapest decision is sure; q ≥ 1 grows
-    without bound where the dearest one is. With cost 1 for every wrong class and 0 for the right one it is ``AccuracyLoss``.
+    −log_q is (N6). q = 0 is the expected cost itself, in the units of ``cost``. Every q has the slope of q = 0 where the
+    cheapest decision is sure. q ≥ 1 grows without bound where the dearest decision is sure. With cost 1 for every wrong class
+    and 0 for the right class, the loss is ``AccuracyLoss``.
 
     Args:
         cost: (C, C), finite; row y has the costs of each decision where y is true. Gains are negative costs. None where every
@@ -125,7 +129,7 @@ class CostLoss(MetricLoss):
         lost = (costs - least.unsqueeze(-1)) / divisor(at_stake).unsqueeze(-1)
         log_p = functional.argmax_log_probs(scores, noise=self.noise, scale=self.scale)
         error = (log_p.exp() * lost).sum(-1)
-        # 1 − m keeps its digits where that is small, log m where m is.
+        # From 1 − m where 1 − m is small (N3), else from the sum of logarithms, since a small m may underflow (N11).
         saved = torch.where(error < 0.5, torch.log1p(-error.clamp_max(0.5)), (log_p + (1 - lost).log()).logsumexp(-1))
         if self.over == "sample":
             return self.reduce(weight * (least + at_stake * neg_log_q(saved, self.q)), weight.sum())

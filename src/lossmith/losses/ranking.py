@@ -1,4 +1,7 @@
-"""Metrics of a ranking as losses: ROC AUC, also partial and one-vs-rest, and average precision."""
+"""Metrics of a ranking as losses: ROC AUC, also partial and one-vs-rest, and average precision.
+
+The equations (N…) are in ``docs/how/numbers.md``.
+"""
 
 from __future__ import annotations
 
@@ -37,20 +40,21 @@ TASKS, AVERAGES = ("binary", "multiclass", "multilabel"), ("macro", "weighted", 
 
 
 class RankingLoss(MetricLoss):
-    """−log_q of a metric of how scores rank positives before negatives.
+    """−log_q (N6) of a metric that compares how scores rank positives and negatives.
 
     Args:
-        task: "binary", one score a sample; "multiclass", one class against the rest, each sample ranked by its log-odds
-            z_k − log Σ_{j≠k} e^{z_j}, which order it as a softmax does; "multilabel", each label by its own score.
-        average: over classes or labels with both positives and negatives in the batch: "macro", the mean of the metric;
-            "weighted", weighted by the positives; "micro", all of them as one ranking; "none", a loss for each, 0 where it has
-            no positive or no negative.
-        noise, scale, q: as in ``AccuracyLoss``; the scale a number or a tensor of one element.
-        ignore_index: an integer target that leaves its sample, or its label, out.
-        process_group: a ``torch.distributed.ProcessGroup`` whose ranks' batches are ranked together; gradients are right once
-            DDP has averaged them.
-        memory: how many recent samples are ranked along with a batch in training, without a gradient (``ScoreMemory``).
-        weight, reduction: refused, but for None and "mean": a ranking has no class weights, and is one of the whole batch.
+        task: "binary" has one score a sample. "multiclass" has one ranking for each class k, by the log-odds
+            z_k − log Σ_{j≠k} e^{z_j}: log-odds order samples as the softmax does. "multilabel" has one ranking for each label,
+            by the label's scores.
+        average: over the classes or labels with positives and negatives in the batch. "macro" is the mean of the metric.
+            "weighted" is the mean weighted by the number of positives. "micro" is the metric of one ranking of all classes or
+            labels. "none" is a loss for each class or label, 0 without positives or without negatives.
+        noise, scale, q: as in ``AccuracyLoss``, but the scale is a number or a tensor of one element.
+        ignore_index: an integer target that leaves out the sample, or the label.
+        process_group: a ``torch.distributed.ProcessGroup``. One ranking holds the batches of all ranks. Gradients are right
+            after DDP has averaged the gradients of all ranks.
+        memory: how many recent samples join the ranking of a batch in training, without a gradient (``ScoreMemory``).
+        weight, reduction: None and "mean" only, since a ranking has no class weights and needs the whole batch.
 
     Raises:
         TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
@@ -88,9 +92,13 @@ class RankingLoss(MetricLoss):
     @property
     @abstractmethod
     def of_columns(self) -> Callable[..., Tensor]:
-        """The function of ``opaque`` that makes log metrics (K,) of (scores, positive, keep, scale), a noise and a number."""
+        """The function from columns to log metrics (K,) float64, an operator of ``functional.columns``.
 
-    number = 0.0  # what the metric needs beside
+        Its arguments are a tuple, a noise and ``number``. The tuple has scores (n, K) float64, positive (n, K) bool, keep
+        (n, K) bool, and the scale, () float64.
+        """
+
+    number = 0.0  # the third argument of ``of_columns``; average precision needs none
 
     @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
@@ -103,20 +111,21 @@ class RankingLoss(MetricLoss):
         if self.average == "micro":
             z, positive, keep = z.reshape(-1, 1), positive.reshape(-1, 1), keep.reshape(-1, 1)
         scale = torch.as_tensor(self.scale, dtype=torch.float64, device=z.device).reshape(())
-        count = torch.where((keep & ~positive).any(0), (keep & positive).sum(0), 0)  # of positives, where there are negatives
+        # Positives of each column, (K,); 0 without negatives, since such a column has no metric
+        count = torch.where((keep & ~positive).any(0), (keep & positive).sum(0), 0)
         log_m = self.of_columns((z.double(), positive, keep, scale), self.noise, self.number)
-        # A gradient of 0 in all where there is nothing to rank: DDP waits for those of the scale too.
-        nothing = (0.0 * (torch.where(keep & z.isfinite(), z, 0.0).sum() + scale)).to(scores.dtype)
+        # 0, whose gradient in scores and scale is 0: without a pair to rank, DDP still waits for both gradients
+        zero = (0.0 * (torch.where(keep & z.isfinite(), z, 0.0).sum() + scale)).to(scores.dtype)
         if self.average == "none":
-            return neg_log_q(log_m, self.q).to(scores.dtype) + nothing
-        some = count > 0
-        share = torch.where(some, count, 1).double() if self.average == "weighted" else torch.ones_like(log_m)
-        terms = torch.where(some, log_m + (share / divisor((some * share).sum())).log(), -math.inf)
-        mean = torch.where(some.any(), torch.where(some.any(), terms, 0.0).logsumexp(0), 0.0)
-        return neg_log_q(mean, self.q).to(scores.dtype) + nothing
+            return neg_log_q(log_m, self.q).to(scores.dtype) + zero
+        valid = count > 0
+        share = torch.where(valid, count, 1).double() if self.average == "weighted" else torch.ones_like(log_m)
+        terms = torch.where(valid, log_m + (share / divisor((valid * share).sum())).log(), -math.inf)
+        log_mean = torch.where(valid.any(), torch.where(valid.any(), terms, 0.0).logsumexp(0), 0.0)
+        return neg_log_q(log_mean, self.q).to(scores.dtype) + zero
 
     def _columns(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (n, K) that rank, which are positives, and which count."""
+        """Scores (n, K), positives (n, K) bool, and the samples that count (n, K) bool; one column for each ranking."""
         if self.task == "multiclass":
             samples = samples_of(scores, target, self.ignore_index)
             if samples.fractional:
@@ -142,10 +151,10 @@ class RankingLoss(MetricLoss):
 class AUCLoss(RankingLoss):
     r"""Area under the ROC curve, expected under noise, as a loss: −log_q(AUC).
 
-    AUC = mean over pairs of a positive and a negative of P(the positive's noisy score is the higher one); see
-    ``functional.expected_auc``. With ``max_fpr`` = α only the negatives that rank highest count, a share α of them, the last
-    one for a part: the partial area over false positive rates from 0 to α, divided by α. Which negatives those are is read
-    from the scores without noise and held constant.
+    AUC is the mean of P(the positive's noisy score is higher) over pairs of a positive and a negative; see
+    ``functional.expected_auc``. With ``max_fpr`` = α the highest negatives count, a share α of all negatives; the last one may
+    count in part. This is the partial area over false positive rates from 0 to α, divided by α. The scores without noise choose
+    the negatives. The choice has no gradient.
 
     Args:
         max_fpr: α in (0, 1]; None or 1 is the whole area.
@@ -158,13 +167,13 @@ class AUCLoss(RankingLoss):
     Raises:
         TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
 
-    The expectation of the metric is exact for the batch's pairs, and a batch's AUC an unbiased estimate of the data set's (not
-    the partial one); but a batch has few pairs: let batches be large, or use ``memory`` or a ``process_group``. A batch
-    without positives, or without negatives, has loss 0 and no gradient. For scale → 0, q = 0 gives
-    1 − ``sklearn.metrics.roc_auc_score``, of the softmax and multi_class="ovr" for classes; for ``max_fpr``, before that
-    function's standardization, and divided by α.
+    The expectation is exact for the batch's pairs. The AUC of a batch is an unbiased estimate of the data set's AUC; the
+    partial AUC is biased. A batch has few pairs: use large batches, ``memory`` or a ``process_group``. A batch without
+    positives, or without negatives, has loss 0 and a gradient of 0. For scale → 0, q = 0 gives 1 −
+    ``sklearn.metrics.roc_auc_score``. For classes, that function takes the softmax and multi_class="ovr". For ``max_fpr``, the
+    value is the one before that function's standardization, divided by α.
 
-    Range: where the AUC or what it lacks is below 1e-8, the 256 hardest positives and negatives stand for all, in log space.
+    Range: if AUC or 1 − AUC is below 1e-8, only the 256 hardest positives and negatives are summed, as logarithms.
     Cost: twice ``functional.expected_auc`` for each class.
 
     >>> AUCLoss(scale=1e-6, q=0.0)(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
@@ -213,20 +222,20 @@ class AUCLoss(RankingLoss):
 
     @property
     def number(self) -> float:  # type: ignore[override]
-        """The share of the negatives that counts."""
+        """α, the share of the negatives that counts."""
         return 1.0 if self.max_fpr is None else float(self.max_fpr)
 
 
 class AveragePrecisionLoss(RankingLoss):
     r"""Average precision, in expectation under noise, as a loss: −log_q(AP).
 
-    The precision at every threshold that a noisy positive passes, averaged; see ``functional.expected_average_precision``.
-    Arguments, shapes and errors are those of ``AUCLoss``, but for ``max_fpr``.
+    AP is the mean precision at the noisy scores of positives; see ``functional.expected_average_precision``. Arguments, shapes
+    and errors are those of ``AUCLoss``, without ``max_fpr``.
 
-    It is a metric of expectations, a ratio of expected counts. A batch's value is a biased estimate of the data set's, and the
-    more so the fewer positives it has: use large batches, ``memory`` or a ``process_group``. A batch without positives, or
-    without negatives, has loss 0 and no gradient. For scale → 0, q = 0 gives 1 − ``sklearn.metrics.average_precision_score``
-    of distinct scores. The precision cannot fall below the share of positives: the loss is bounded.
+    The precision is a ratio of expected counts. The AP of a batch is a biased estimate of the data set's AP. The bias grows as
+    positives become fewer: use large batches, ``memory`` or a ``process_group``. A batch without positives, or without
+    negatives, has loss 0 and a gradient of 0. For scale → 0, q = 0 gives 1 − ``sklearn.metrics.average_precision_score`` of
+    distinct scores. The precision is at least the share of positives, so the loss is bounded.
 
     Cost: see ``functional.expected_average_precision``.
 

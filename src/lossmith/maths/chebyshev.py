@@ -1,6 +1,6 @@
 r"""Chebyshev moments and series of weighted points in panels, and Gauss–Legendre panels.
 
-The equations are in ``docs/how/ranking.md``; (R…) below are its numbers. Everything here is float64 on any device.
+The equations (R…) are in ``docs/how/ranking.md``, (N…) in ``docs/how/numbers.md``. All numbers are float64, on any device.
 ``nodes``, ``from_values`` and ``halves`` depend on the order alone: each is made once, on the CPU, and the caller moves it.
 """
 
@@ -84,7 +84,7 @@ class _Series(torch.autograd.Function):
             first, last = int(panel[batch.start]), int(panel[batch.stop - 1])
             within, twice = panel[batch] - first, 2 * t[batch]
             later = latest = torch.zeros_like(twice)
-            for column in columns[1:, first : last + 1].flip(0):  # Clenshaw's recursion, from the last term
+            for column in columns[1:, first : last + 1].flip(0):  # Clenshaw's recursion (N10)
                 later, latest = column.index_select(0, within) + twice * later - latest, later
             result[batch] = columns[0, first : last + 1].index_select(0, within) + t[batch] * later - latest
         return result

@@ -1,4 +1,7 @@
-"""From a metric to a loss: the q-logarithm."""
+"""From a metric to a loss: the q-logarithm.
+
+The equations (N…) are in ``docs/how/numbers.md``.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,18 @@ from lossmith.inputs import check_order
 
 
 def neg_log_q(log_m: Tensor, q: float) -> Tensor:
-    r"""Loss of a metric m in (0, 1], from its logarithm: −log_q(m) = (1 − m^(1−q)) / (1 − q).
+    r"""Loss of a metric m in (0, 1], from the logarithm of m: −log_q(m) = (1 − m^(1−q)) / (1 − q), (N6).
 
-    q = 0 gives 1 − m, q = 1 gives −log m. Every q has value 0 and slope −1 at m = 1, so it agrees with the metric to first
-    order where the model is right; q ≥ 1 grows without bound as m → 0, q < 1 stops at 1/(1 − q).
+    q = 0 gives 1 − m. q = 1 gives −log m. Every q has value 0 and slope −1 at m = 1: the loss agrees with the metric to first
+    order where the model is right. For m → 0, q ≥ 1 grows without bound, and q < 1 stops at 1/(1 − q).
 
     Args:
         log_m: log m ≤ 0, any shape, floating point.
         q: the order, a finite number ≥ 0.
 
     Returns:
-        The loss, same shape and dtype, computed as −expm1((1−q)·log m)/(1−q): no digits are lost at m → 1, as they are in
-        1 − exp(log m), nor any of the slope m^−q as m → 0. For q > 1 it overflows to inf once (q−1)·(−log m) exceeds the
-        range of exp (709 in float64).
+        The loss, same shape and dtype. The loss keeps its digits for m → 1. The slope m^−q keeps its digits for m → 0 (N7).
+        For q > 1 the loss is inf where (q−1)·(−log m) exceeds the range of exp (709 in float64).
 
     Raises:
         TypeError: q is no number. ValueError: q is negative or not finite.
@@ -38,5 +40,5 @@ def neg_log_q(log_m: Tensor, q: float) -> Tensor:
     if q == 1:
         return -log_m
     x = (1 - q) * log_m
-    # Far from m = 1 the derivative of expm1, taken as its value plus 1, would round e^x away.
+    # Two forms, since autograd's derivative of expm1 would round the slope away far from m = 1 (N7).
     return torch.where(x < -1, 1 - x.clamp_max(0).exp(), -torch.expm1(x)) / (1 - q)

@@ -1,18 +1,20 @@
-"""Sums over everything before, each term fading with its distance."""
+"""Sums over everything before, each term fading with its distance.
+
+The equations (N…) are in ``docs/how/numbers.md``.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-BLOCK = 32
+BLOCK = 32  # elements: a block takes BLOCK² exponentials, and more blocks take a longer sum over blocks
 
 
 def decayed_cumsum(terms: Tensor, level: Tensor) -> Tensor:
-    r"""Σ_{i<r} terms_i · exp(level_i − level_r) for every r, along the last dimension.
+    r"""Σ_{i<r} terms_i · exp(level_i − level_r) for every r, along the last dimension: (N8), in blocks (N9).
 
-    The exponent is never positive, so nothing overflows however far the levels climb; a plain ``cumsum`` of
-    terms · exp(level) would. Works block by block, then over the blocks.
+    No exponent is positive, so nothing overflows. A ``cumsum`` of terms · exp(level) would overflow.
 
     Args:
         terms: (…, n), any floating type.
@@ -42,7 +44,7 @@ def decayed_cumsum(terms: Tensor, level: Tensor) -> Tensor:
         end = level[..., -1]
         block_sum = total[..., -1] + terms[..., -1]
         carried = decayed_cumsum(block_sum, end)
-        # What came before block k, seen from its first element: the sum seen from the end of block k − 1.
+        # The second part of (N9): the sums before block k, seen from each level of block k.
         so_far = carried[..., :-1] + block_sum[..., :-1]
         so_far = so_far.unsqueeze(-1) * (end[..., :-1].unsqueeze(-1) - level[..., 1:, :]).exp()
         total = torch.cat([total[..., :1, :], total[..., 1:, :] + so_far], -2)

@@ -1,7 +1,8 @@
 r"""Special functions whose value and derivatives hold in the tails.
 
-``torch.special.log_ndtr`` has the right value far out, but its derivative is formed as exp(log φ − log Φ), which
-cancels: in float32 it is 4 % off at −1000. Here the derivative is the inverse Mills ratio, taken from ``erfcx``.
+``torch.special.log_ndtr`` has the right value far out. Torch forms the derivative as exp(log φ − log Φ), which cancels: in
+float32 the derivative is 4 % off at −1000. Here the derivative is the inverse Mills ratio (N1). The equations (N…) are in
+``docs/how/numbers.md``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class _InverseMills(_OfOne):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         m = inverse_mills(x)
-        # At +inf the product would be 0 · inf; the ratio is flat there.
+        # r′ of (N1). At +inf the product would be 0 · inf, and the ratio is flat.
         return -grad * m * torch.where(m == 0, 0.0, x + m)
 
 
@@ -78,7 +79,7 @@ def log_ndtr(x: Tensor) -> Tensor:
 
 
 def inverse_mills(x: Tensor) -> Tensor:
-    r"""Inverse Mills ratio φ(x)/Φ(x) = √(2/π) / erfcx(−x/√2), the derivative of log Φ.
+    r"""Inverse Mills ratio φ(x)/Φ(x) = √(2/π) / erfcx(−x/√2), the derivative of log Φ (N1).
 
     Args:
         x: float32 or float64, any shape; ±inf allowed.
@@ -93,7 +94,7 @@ def inverse_mills(x: Tensor) -> Tensor:
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    r"""log(1 − eˣ) for x ≤ 0, with no digits lost at either end.
+    r"""log(1 − eˣ) for x ≤ 0, with no digits lost at either end (N2).
 
     Args:
         x: ≤ 0, any floating type and shape.
@@ -182,12 +183,12 @@ def log_student_pdf(x: Tensor, df: float) -> Tensor:
 
 
 def leader_from_rivals(log_p: Tensor) -> Tensor:
-    """Log-probabilities (…, C) with that of a class above one half taken from the sum of the others: p → 1 keeps its digits."""
+    """Log-probabilities (…, C), a class above one half from the sum of its rivals (N4), (N5), lest p → 1 lose digits."""
     leader = log_p.detach().argmax(-1, keepdim=True)
     is_leader = torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, leader, True)
     rivals = torch.where(is_leader, -math.inf, log_p)
     peak = rivals.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(log_p.dtype).min)
-    # At least 1, unless every rival is removed: then the bound keeps the logarithm and its gradient finite.
+    # The sum of (N4) is 1 or more. If every rival is removed, the bound keeps the logarithm and its gradient finite.
     rest = (rivals - peak).exp().sum(-1, keepdim=True).clamp_min(0.5).log() + peak
     sure = is_leader & (rest < -LOG_2)
     return torch.where(sure, log1mexp(torch.where(sure, rest, -1.0)), log_p)

@@ -1,14 +1,14 @@
-r"""log P(the target wins) where the classes lie on several ranks, as a tensor-parallel last layer leaves them.
+r"""log P(the target wins) of classes that lie on several ranks, as a tensor-parallel last layer leaves them (A27).
 
 No score crosses the network. With B rows a call exchanges
 
-    a header of 8 integers                          sizes, what must be the same everywhere, and whether a rank's input is bad;
-    3 B numbers, by their maximum                   the strongest rival, the target's own score, NaN or +inf;
+    a header of 8 integers                          sizes, values that all ranks must share, and the state of the rank's input;
+    3 B numbers, by their maximum                   the strongest rival, the target's own score, and whether NaN or +inf occurs;
     B · (thresholds) numbers, by their sum          Σ_j log F(u − z_j), see ``sharded.plain`` (Gumbel noise: B numbers);
-    2 B numbers, by their sum, in backward          the gradients of the target's own score and of the scale.
+    2 B numbers, by their sum, in backward          the gradients in the target's own score and in the scale.
 
-Errors are exchanged before anything else: either every rank raises, or none. The numbers of collectives and their sizes follow
-from what all ranks know, so that none waits for another in vain.
+Errors are exchanged first: either every rank raises, or none. The number and the sizes of collectives follow from numbers that
+all ranks know, since no rank may wait for a collective that another rank never enters.
 """
 
 from __future__ import annotations
@@ -41,34 +41,35 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Inputs = Callable[[], tuple[Tensor, Tensor]]
-FINE, TYPE_ERROR, VALUE_ERROR, OTHER = 0, 1, 2, 3  # the state of a rank's input
-ERRORS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, RuntimeError)
+FINE, TYPE_ERROR, VALUE_ERROR, OTHER = 0, 1, 2, 3  # states of a rank's input; numbers, since a header holds integers
+ERRORS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, RuntimeError)  # of each state; FINE raises none
+# The 8 integers of a header: the state; the rank's classes; rows; a place in DTYPES; which of scores (1) and scale (2) need a
+# gradient; checksums of the target and of the options; and whether the rank has kernels.
 HEADER = ("state", "classes", "rows", "dtype", "gradients", "target", "options", "kernel")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # a header has the place of the scores' dtype
 
 
 class Problem(NamedTuple):
-    """What the function of autograd needs beside tensors."""
+    """The arguments of ``_Value`` beside tensors."""
 
     noise: Noise
-    ignored: int | None
-    margin: float | None
+    ignored: int | None  # the target of a row that does not count
+    margin: float | None  # the cap of the lead, in units of the scores
     group: ProcessGroup
-    offset: int  # of this rank's first class
-    classes: int  # on all ranks
-    shape: torch.Size  # of the target, for messages
-    fast: bool  # by the kernels, on every rank
+    offset: int  # the global index of this rank's first class
+    classes: int  # the number of classes of all ranks
+    shape: torch.Size  # the target's shape, for messages
+    fast: bool  # whether the kernels serve on every rank
 
 
 def check_group(group: Any, noise: Noise) -> None:
-    """Refuse what is no process group of this process, and noise whose sums at thresholds do not suffice.
+    """Refuse all but a process group of this process, and noise with kinks.
+
+    Callers do not pass None, which means unsharded. ``torch.distributed.group.WORLD`` is None before ``init_process_group``.
 
     Raises:
-        TypeError: no process group.
+        TypeError: ``group`` is no process group.
         ValueError: torch.distributed is not initialised; this process is not in the group; noise with kinks.
-
-    None never comes here: it means unsharded, and so does ``torch.distributed.group.WORLD`` before ``init_process_group``,
-    which is None until then.
     """
     groups.check_group(group, "class_group")
     if noise.kinks:
@@ -79,7 +80,7 @@ def check_group(group: Any, noise: Noise) -> None:
 
 
 def size(group: ProcessGroup) -> int:
-    """Ranks of the group."""
+    """The number of ranks of the group."""
     return group.size()
 
 
@@ -92,19 +93,27 @@ def argmax_log_prob(
     group: ProcessGroup,
     weights: int | None = None,
 ) -> Tensor:
-    """log P(the target wins) from this rank's classes; ``functional.argmax_log_prob`` says what it is.
+    """log P(the target wins), with the classes spread over ranks; ``functional.argmax_log_prob`` defines the probability.
 
     Args:
-        inputs: makes this rank's scores (…, C_r) and targets (…), or raises; then every rank does.
-        noise: the distribution of ε.
-        scale: a number, or a tensor that broadcasts to ``scores[..., :1]``, the same on every rank.
+        inputs: a function that gives this rank's scores (…, C_r), floating point, and global targets (…), integers. If the
+            function raises on one rank, every rank raises.
+        noise: the distribution of ε, without kinks.
+        scale: σ > 0, in units of the scores, the same on every rank: a number, or a tensor that broadcasts to
+            ``scores[..., :1]``.
         margin: as in ``functional.argmax_log_prob``.
-        ignored: a target that asks for nothing.
-        group: the ranks; its size is 2 or more.
-        weights: how many class weights there are, which must be as many as classes.
+        ignored: a target whose row gives 0, without a gradient.
+        group: two ranks or more.
+        weights: the number of class weights, which must be the number of classes of all ranks; None without weights.
 
     Returns:
-        (…) log-probabilities in the scores' dtype, on every rank the same; differentiable once.
+        (…) log-probabilities in nats, dtype of the scores, the same on every rank; differentiable once.
+
+    Raises:
+        TypeError, ValueError: ``inputs`` or an argument is bad on some rank, or ranks disagree.
+        NotImplementedError: under torch.compile.
+
+    Cost: O(rows · C_r · thresholds) time on each rank; the module lists the numbers exchanged.
     """
     if torch.compiler.is_compiling():
         raise NotImplementedError(
@@ -127,7 +136,7 @@ def argmax_log_prob(
         header["target"] = zlib.crc32(target.detach().long().contiguous().cpu().numpy().tobytes())
         options = (identity(noise), margin, ignored, scale if isinstance(scale, float) else "a tensor", weights)
         header["options"] = zlib.crc32(repr(options).encode())
-    except Exception as caught:  # whatever it is, the other ranks must not wait
+    except Exception as caught:  # any exception, since the other ranks must not wait for this rank
         error = caught
         header["state"] = next((k for k in (TYPE_ERROR, VALUE_ERROR) if isinstance(caught, ERRORS[k])), OTHER)
     sizes, kernels = _agreed(header, error, group)
@@ -143,19 +152,19 @@ def argmax_log_prob(
 
 
 def _has_kernels(z: Tensor, noise: Noise) -> bool:
-    """Whether the kernels serve here; they are compiled before any rank waits for a sum."""
+    """Whether the kernels serve on this rank. Compiles the kernels, lest other ranks wait in a collective meanwhile."""
     if choose(OPERATION, KERNELS, z, noise.key) != "cpu":
         return False
     try:
         sharded_rows.kernels()
-    except Exception as error:  # whatever it is, there is another way, and the user learns of it
+    except Exception as error:  # any exception, since plain torch serves as well; ``give_up`` warns the user
         give_up(OPERATION, "cpu", error)
         return False
     return True
 
 
 def _agreed(header: dict[str, int], error: Exception | None, group: ProcessGroup) -> tuple[list[int], list[int]]:
-    """Every rank's number of classes and kernel; raises on all ranks if one has an error, or if they do not fit together."""
+    """From each rank's header "classes" and "kernel". Raises on all ranks if one has an error, or if headers disagree."""
     import torch.distributed as dist
 
     device = torch.device("cpu" if dist.get_backend(group) != "nccl" else "cuda")
@@ -184,7 +193,7 @@ def _agreed(header: dict[str, int], error: Exception | None, group: ProcessGroup
 
 
 def _reduce(x: Tensor, group: ProcessGroup, operation: str = "SUM") -> Tensor:
-    """The sum, or the maximum, over the ranks; ``x`` is overwritten."""
+    """The sum ("SUM") or the maximum ("MAX") of x over the ranks; x is overwritten."""
     import torch.distributed as dist
 
     dist.all_reduce(x, op=getattr(dist.ReduceOp, operation), group=group)
@@ -195,32 +204,32 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, target: Tensor, scale: Tensor, problem: Problem) -> Tensor:
         shard = _Shard.of(scores, target, scale, problem)
-        noise, left = problem.noise, shard.open_rows
-        log_p = torch.zeros_like(shard.own).masked_fill_(shard.lost_rows, -math.inf)
-        kept: list[Tensor] = []
+        noise, plain_rows = problem.noise, shard.open_rows
+        log_p = torch.zeros_like(shard.own_score).masked_fill_(shard.lost_rows, -math.inf)
+        saved: list[Tensor] = []
 
         def total(x: Tensor) -> Tensor:
             return _reduce(x, problem.group)
 
         if problem.fast:
             top, sigma = shard.top.float(), shard.sigma.contiguous()
-            found, *kept = sharded_rows.log_prob(
-                shard.lifted(), shard.code, top, shard.own, sigma, noise, problem.classes, left, total
+            found, *saved = sharded_rows.log_prob(
+                shard.lifted_scores(), shard.target_code, top, shard.own_score, sigma, noise, problem.classes, plain_rows, total
             )
-            log_p = torch.where(left, found, log_p)
-            left = kept[1][:, STATUS] == UNSERVED
-        if left.any():  # on all ranks or on none
-            rivals = shard.rivals(left)
-            highest = ((shard.top - shard.own) / shard.sigma)[left]
+            log_p = torch.where(plain_rows, found, log_p)
+            plain_rows = saved[1][:, STATUS] == UNSERVED
+        if plain_rows.any():  # all ranks have the same rows here, so all ranks enter the collectives
+            rivals = shard.rivals(plain_rows)
+            highest = ((shard.top - shard.own_score) / shard.sigma)[plain_rows]
             if type(noise) is Gumbel:
                 log_rest = total((rivals - highest.unsqueeze(-1)).exp().sum(-1)).log() + highest
-                log_p[left] = torch.nn.functional.logsigmoid(-log_rest)
-                kept += [log_rest]
+                log_p[plain_rows] = torch.nn.functional.logsigmoid(-log_rest)
+                saved += [log_rest]
             else:
-                log_p[left], *nodes = sharded.log_prob(rivals, highest, noise, scores.dtype, total)
-                kept += nodes
+                log_p[plain_rows], *nodes = sharded.log_prob(rivals, highest, noise, scores.dtype, total)
+                saved += nodes
         ctx.problem = problem
-        ctx.save_for_backward(scores, target, scale, shard.top, shard.own, left, *kept)
+        ctx.save_for_backward(scores, target, scale, shard.top, shard.own_score, plain_rows, *saved)
         return log_p.to(scores.dtype)
 
     @staticmethod
@@ -229,78 +238,80 @@ class _Value(torch.autograd.Function):
             raise NotImplementedError(
                 "class_group: expected first derivatives only, got create_graph=True; gather the scores for second derivatives"
             )
-        scores, target, scale, top, own, left, *kept = ctx.saved_tensors
+        scores, target, scale, top, own, plain_rows, *saved = ctx.saved_tensors
         problem: Problem = ctx.problem
         shard = _Shard(scores, target, scale, top, own, problem)
-        noise, everywhere = problem.noise, torch.ones_like(left)
-        sums = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)  # for the target's score, for the scale
+        noise, all_rows = problem.noise, torch.ones_like(plain_rows)
+        # The sum over rivals of the gradient in the scores, and the gradient in the scale
+        sums = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)
         if problem.fast:
-            weights, where, *kept = kept
+            weights, where, *saved = saved
             grad, sums[0] = sharded_rows.gradient(
-                shard.lifted(), shard.code, top.float(), shard.sigma.contiguous(), noise, upstream, weights, where
+                shard.lifted_scores(), shard.target_code, top.float(), shard.sigma.contiguous(), noise, upstream, weights, where
             )
             if ctx.needs_input_grad[2]:
-                sums[1] = shard.in_scale(grad, everywhere)
+                sums[1] = shard.scale_gradient(grad, all_rows)
             if problem.margin is not None:
-                grad *= shard.margin_share(everywhere)
+                grad *= shard.margin_share(all_rows)
                 sums[0] = grad.sum(-1, dtype=torch.float64)
         else:
             grad = torch.zeros_like(scores, memory_format=torch.contiguous_format)
-        if kept:
-            rivals = shard.rivals(left)
+        if saved:
+            rivals = shard.rivals(plain_rows)
             if type(noise) is Gumbel:
-                part = -torch.sigmoid(kept[0]).unsqueeze(-1) * (rivals - kept[0].unsqueeze(-1)).exp()
+                part = -torch.sigmoid(saved[0]).unsqueeze(-1) * (rivals - saved[0].unsqueeze(-1)).exp()
             else:
-                part = sharded.gradient(rivals, kept[0], kept[1], noise)
-            part *= (upstream[left].double() / shard.sigma[left]).unsqueeze(-1)
+                part = sharded.gradient(rivals, saved[0], saved[1], noise)
+            part *= (upstream[plain_rows].double() / shard.sigma[plain_rows]).unsqueeze(-1)
             if ctx.needs_input_grad[2]:
-                sums[1, left] = shard.in_scale(part, left)
+                sums[1, plain_rows] = shard.scale_gradient(part, plain_rows)
             if problem.margin is not None:
-                part *= shard.margin_share(left)
-            sums[0, left] = part.sum(-1)
-            grad[left] = part.to(grad.dtype)
+                part *= shard.margin_share(plain_rows)
+            sums[0, plain_rows] = part.sum(-1)
+            grad[plain_rows] = part.to(grad.dtype)
         _reduce(sums, problem.group)
         rows = shard.target_rows
-        grad[rows, shard.place[rows]] = -sums[0, rows].to(grad.dtype)
-        in_scale = sums[1].to(scale.dtype)
-        return grad, None, in_scale if scale.shape == in_scale.shape else in_scale.sum(-1, keepdim=True), None
+        grad[rows, shard.target_place[rows]] = -sums[0, rows].to(grad.dtype)
+        scale_gradient = sums[1].to(scale.dtype)
+        return grad, None, scale_gradient if scale.shape == scale_gradient.shape else scale_gradient.sum(-1, keepdim=True), None
 
 
 class _Shard(NamedTuple):
-    """This rank's classes, with what all ranks together know of each row."""
+    """This rank's classes, and the numbers of each row that all ranks share."""
 
-    scores: Tensor  # (B, C_r)
-    target: Tensor  # (B,) global indices
-    scale: Tensor  # (B,) or (1,)
-    top: Tensor  # (B,) float64, the strongest rival of all ranks
-    own: Tensor  # (B,) float64, the target's score
+    scores: Tensor  # (B, C_r) float32 or float64
+    target: Tensor  # (B,) int64, global indices
+    scale: Tensor  # (B,) or (1,), dtype of the scores, in units of the scores
+    top: Tensor  # (B,) float64, the score of the strongest rival of all ranks; 0 in ignored rows
+    own_score: Tensor  # (B,) float64, the target's score; 0 in ignored rows
     problem: Problem
 
     @classmethod
     def of(cls, scores: Tensor, target: Tensor, scale: Tensor, problem: Problem) -> _Shard:
-        """With the strongest rival and the target's score exchanged, and the values of the scores checked, on every rank."""
+        """The shard, after ranks exchanged ``top`` and ``own_score``. Raises ValueError on every rank for a bad score."""
         shard = cls(scores, target, scale, scores.new_empty(0), scores.new_empty(0), problem)
-        index = shard.place.unsqueeze(-1)
+        index = shard.target_place.unsqueeze(-1)
         own = torch.where(shard.target_rows, scores.gather(-1, index).squeeze(-1), -math.inf)
         if problem.fast:
-            top, state = sharded_rows.survey(scores.contiguous(), shard.code)
+            top, state = sharded_rows.survey(scores.contiguous(), shard.target_code)
             worst = torch.maximum(own, torch.where(state == 2, math.nan, torch.where(state == 1, math.inf, top)))
         else:
-            elsewhere = torch.where(shard.target_rows.unsqueeze(-1), -math.inf, scores.gather(-1, index))
-            top = scores.scatter(-1, index, elsewhere).amax(-1)
-            worst = torch.maximum(top, own)  # NaN wins here
+            without_target = torch.where(shard.target_rows.unsqueeze(-1), -math.inf, scores.gather(-1, index))
+            top = scores.scatter(-1, index, without_target).amax(-1)
+            worst = torch.maximum(top, own)  # NaN if either is NaN
         state = torch.where(worst.isnan(), 2, worst.isposinf())
-        found = torch.where(shard.asked & (state == 0), torch.stack([top, own]).double(), 0.0)  # a maximum with NaN is no one's
-        found = _reduce(torch.cat([found, (state * shard.asked).unsqueeze(0)]), problem.group, "MAX")
-        top, own, state = found.unbind()
+        counted = shard.counted_rows
+        # Without NaN, since libraries for collectives disagree on a maximum with NaN
+        finite = torch.where(counted & (state == 0), torch.stack([top, own]).double(), 0.0)
+        top, own, state = _reduce(torch.cat([finite, (state * counted).unsqueeze(0)]), problem.group, "MAX").unbind()
         highest = torch.where(state == 2, math.nan, torch.where(state == 1, math.inf, torch.maximum(top, own)))
         check_score_values(highest.cpu().view(problem.shape).unsqueeze(-1))
-        shard = shard._replace(top=top, own=own)
+        shard = shard._replace(top=top, own_score=own)
         return shard if problem.margin is None else shard._replace(top=torch.maximum(top, shard.floor))
 
     @property
-    def asked(self) -> Tensor:
-        """(B,) rows that are not ignored."""
+    def counted_rows(self) -> Tensor:
+        """(B,) bool, rows that are not ignored."""
         return (
             torch.ones_like(self.target, dtype=torch.bool)
             if self.problem.ignored is None
@@ -309,59 +320,61 @@ class _Shard(NamedTuple):
 
     @property
     def target_rows(self) -> Tensor:
-        """(B,) rows whose target is one of this rank's classes."""
+        """(B,) bool, rows that count and whose target is one of this rank's classes."""
         local = self.target - self.problem.offset
-        return self.asked & (local >= 0) & (local < self.scores.shape[1])
+        return self.counted_rows & (local >= 0) & (local < self.scores.shape[1])
 
     @property
-    def place(self) -> Tensor:
-        """(B,) the target among this rank's classes, or some class where it is none of them."""
+    def target_place(self) -> Tensor:
+        """(B,) int64, the target's place among this rank's classes; some class in rows outside ``target_rows``."""
         return (self.target - self.problem.offset).clamp(0, self.scores.shape[1] - 1)
 
     @property
     def sigma(self) -> Tensor:
+        """(B,) float64, the scale of each row, in units of the scores."""
         return self.scale.double().expand(len(self.target))
 
     @property
     def lost_rows(self) -> Tensor:
-        """(B,) rows whose target is removed, or behind by more than any number."""
-        return self.asked & (((self.own - self.top) / self.sigma).isneginf() | self.own.isneginf())
+        """(B,) bool, rows with p = 0: the target is removed, or the target's lead in scales is −inf in float64."""
+        return self.counted_rows & (((self.own_score - self.top) / self.sigma).isneginf() | self.own_score.isneginf())
 
     @property
     def open_rows(self) -> Tensor:
-        """(B,) rows with something to compute: no sure ones for want of rivals."""
-        return self.asked & ~self.lost_rows & ~self.top.isneginf()
+        """(B,) bool, rows that need an integral: rows that count, are not lost, and have a rival."""
+        return self.counted_rows & ~self.lost_rows & ~self.top.isneginf()
 
     @property
-    def code(self) -> Tensor:
-        """(B,) the target's place as ``sharded_rows`` wants it."""
-        return torch.where(self.target_rows, self.place, torch.where(self.asked, sharded_rows.ELSEWHERE, sharded_rows.SKIPPED))
+    def target_code(self) -> Tensor:
+        """(B,) int64, ``target_place``; ELSEWHERE if another rank has the target, SKIPPED in ignored rows."""
+        without_place = torch.where(self.counted_rows, sharded_rows.ELSEWHERE, sharded_rows.SKIPPED)
+        return torch.where(self.target_rows, self.target_place, without_place)
 
     @property
     def floor(self) -> Tensor:
-        """(B,) float64: what the margin lifts scores to, as rounded in their own dtype; −inf without a margin."""
+        """(B,) float64, the least score of a rival under the margin, rounded to the scores' dtype; −inf without a margin."""
         if self.problem.margin is None:
-            return torch.full_like(self.own, -math.inf)
-        return (self.own.to(self.scores.dtype) - self.problem.margin).double()
+            return torch.full_like(self.own_score, -math.inf)
+        return (self.own_score.to(self.scores.dtype) - self.problem.margin).double()
 
-    def lifted(self) -> Tensor:
-        """(B, C_r) contiguous scores, none below the margin."""
+    def lifted_scores(self) -> Tensor:
+        """(B, C_r) scores, contiguous, with scores below ``floor`` raised to ``floor``."""
         if self.problem.margin is None:
             return self.scores.contiguous()
         return torch.maximum(self.scores, self.floor.to(self.scores.dtype).unsqueeze(-1)).contiguous()
 
     def rivals(self, rows: Tensor) -> Tensor:
-        """Scores of these rows in units of the noise, from the target's, (rows, C_r) float64; the target itself is removed."""
+        """(rows, C_r) float64, the rivals' scores less the target's, in units of the noise; −inf at the target."""
         z = torch.maximum(self.scores[rows].double(), self.floor[rows].unsqueeze(-1))
-        z = (z - self.own[rows].unsqueeze(-1)) / self.sigma[rows].unsqueeze(-1)
+        z = (z - self.own_score[rows].unsqueeze(-1)) / self.sigma[rows].unsqueeze(-1)
         classes = torch.arange(self.problem.offset, self.problem.offset + self.scores.shape[1], device=z.device)
         return z.masked_fill_(classes == self.target[rows].unsqueeze(-1), -math.inf)
 
     def margin_share(self, rows: Tensor) -> Tensor:
-        """Which share of a rival's gradient is its own: none of what the margin lifts, half at the very margin, as in torch."""
+        """(rows, C_r) the derivative of max(score, floor) in the score: 1 above the floor, 0 below, ½ at it, as in torch."""
         floor, z = self.floor[rows].to(self.scores.dtype).unsqueeze(-1), self.scores[rows]
         return torch.where(z == floor, 0.5, (z > floor).to(z.dtype))
 
-    def in_scale(self, grad: Tensor, rows: Tensor) -> Tensor:
-        """This rank's part of the gradient in σ, (rows,), from that in its rivals: −Σ_j (∂/∂z_j) (z_j − z_y) / σ."""
-        return -torch.where(grad == 0, 0.0, grad * self.rivals(rows)).sum(-1)  # a removed class, at −inf, has none
+    def scale_gradient(self, grad: Tensor, rows: Tensor) -> Tensor:
+        """(rows,) this rank's part of the gradient in σ: −Σ_j g_j (z_j − z_y) / σ, with g_j the gradient in the rival z_j."""
+        return -torch.where(grad == 0, 0.0, grad * self.rivals(rows)).sum(-1)  # 0 · −inf of a removed class would be nan

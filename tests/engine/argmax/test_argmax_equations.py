@@ -10,8 +10,8 @@ from lossmith.engine.argmax.kernels.tables import tables_of
 
 ROOT = Path(lossmith.__file__).parent
 PAGES = {letter: ROOT.parents[1] / "docs/how" / name for letter, name in (("A", "argmax.md"), ("N", "numbers.md"))}
-ENGINE, MATHS = sorted((ROOT / "engine/argmax").rglob("*.py")), sorted((ROOT / "maths").rglob("*.py"))
-CITING = [*(("A", path) for path in ENGINE), *(("N", path) for path in ENGINE + MATHS)]
+SOURCES = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.rglob("*.py"))}
+CITING = [(letter, path) for letter in PAGES for path, text in SOURCES.items() if re.search(rf"\({letter}\d", text)]
 LEADS = {"normal": "normal", "logistic": "logistic", "Student's t, 30": "studentt:30.0", "Student's t, 15": "studentt:15.0"}
 
 
@@ -34,7 +34,7 @@ def test_equations_are_numbered_in_order(letter: str) -> None:
     ("letter", "source"), CITING, ids=lambda x: x if isinstance(x, str) else x.relative_to(ROOT).as_posix()
 )
 def test_every_cited_equation_exists(letter: str, source: Path) -> None:
-    cited = {int(number) for number in re.findall(rf"\({letter}(\d+)\)", source.read_text(encoding="utf-8"))}
+    cited = {int(number) for number in re.findall(rf"\({letter}(\d+)", SOURCES[source])}
     assert cited <= set(equations(letter))
 
 

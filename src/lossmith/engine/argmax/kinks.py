@@ -1,7 +1,8 @@
 """Noise whose density has kinks or jumps: where they fall, and how nodes move with them.
 
-Between kinks the integrand is smooth, so panels end at them. As the scores move, so do the kinks, and where a density jumps
-the integral's derivative has a term from that: panels therefore follow the kinks on either side of them.
+Between kinks the integrand is smooth, so panels end at kinks. Kinks move with the scores. Where a density jumps at a kink, the
+integral's derivative has a term from the move. Thus panels follow the kinks on either side (N15). The equations (N…) are in
+``docs/how/numbers.md``.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ def covered(kinks: Tensor, panels: Panels) -> Tensor:
 
 
 def follow(ends: Tensor, exists: Tensor, kinks: Tensor) -> Tensor:
-    """The ends of panels, (rows, most, 2), tied to the kinks on either side of the panel, so that they move with them.
+    """The ends of panels, (rows, most, 2), which move with the kinks on either side of the panel (N15).
 
-    Only those of the ``kinks`` (rows, m) ascending count at which a panel ends: at the others, no panel was cut.
+    Of the ``kinks`` (rows, m), ascending, only those count at which a panel ends: at the others, no panel was cut.
     """
     edges = ends.masked_fill(~exists.unsqueeze(-1), math.inf).flatten(-2).sort(-1).values
     index = torch.searchsorted(edges, kinks.detach() - TIED).clamp_max(edges.shape[-1] - 1)
@@ -90,10 +91,7 @@ def at_rest(kinks: Tensor, noise: Noise) -> Tensor:
 
 
 def own_jumps(scores: Tensor, rivals: Tensor, log_p: Tensor, noise: Noise) -> Tensor:
-    """What ``follow`` leaves out of log p of each class (rows, C) at ties: 0, with the derivative that is missing.
-
-    Coinciding kinks move as one there, while class k's integral ends where its own density does: between the two lies
-    fall · Π_{j≠k} F(K_k − z_j) · (K_k − K_one).
+    """What ``follow`` leaves out of log p of each class (rows, C) at ties: (N16) over p, which is 0 with a derivative.
 
     Args:
         scores: (rows, C), −inf where removed.

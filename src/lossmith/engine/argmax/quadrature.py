@@ -1,13 +1,12 @@
 r"""Where the nodes go: panels of Gauss–Legendre nodes, cut in two until each resolves the integrand.
 
-A panel's 16 values are expanded in Legendre polynomials. On a smooth integrand of size a the coefficients fall geometrically,
-c_k ~ a ρ^(−k), and Gauss's rule errs by about a ρ^(−32), which is c² / a for the last of them: where that is below ``error``
-times the row's integral, the panel is done; otherwise it is halved (Trefethen, "Approximation theory and approximation
-practice", ch. 19). Panels whose values all lie ``drop`` nats below the integral are left alone, and get no nodes; the
-two ends are looked at as well, so that a panel beside a peak counts. Beside a kink that many classes share, their product rises
-or falls so steeply that no node may see it: where an end surprises, the panel is halved as well. All values are logarithms:
-nothing underflows. Logarithms of 1e9 and more have a rounding error that no halving mends: a panel over which they vary by no
-more than that is done as well.
+A panel is halved while its error is above ``error`` times the row's integral (N13). The error is estimated from the last
+Legendre coefficients of the panel's 16 values (Trefethen, "Approximation theory and approximation practice", ch. 19). A panel
+whose values all lie ``drop`` nats below the integral counts as zero, and gets no nodes. The two ends of a panel are looked at
+as well, so that a panel beside a peak counts. Beside a kink that many classes share, the product of all F rises or falls so
+steeply that no node may see the step: a panel whose polynomial misses an end is halved. All values are logarithms, so nothing
+underflows. A panel over which the logarithms vary by no more than their rounding (N14) is done. The equations (N…) are in
+``docs/how/numbers.md``.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class _Sizes(NamedTuple):
 
     area: Tensor
     peak: Tensor  # over nodes and ends, times the width
-    error: Tensor  # estimated
+    error: Tensor  # estimated (N13)
     range: Tensor  # between the highest and the lowest, over nodes and ends
 
 
@@ -120,7 +119,7 @@ def refine(
         divisible = (panels.right - panels.left) > 64 * torch.finfo(middle.dtype).eps * middle.abs()
         counts = _counts(sizes.peak, level, rule)
         rounding = _rounding(sizes.peak)
-        tolerance = rounding.square().clamp_min(rule.error)
+        tolerance = rounding.square().clamp_min(rule.error)  # η² of (N14): a smaller error is rounding
         tolerance = torch.where(rounding > MOST, 0.0, tolerance).log()  # beyond, no error can be estimated
         rough = (counts & (sizes.error > level + tolerance) & (sizes.range > rounding)).any(-1)
         if crowded is not None:
@@ -146,7 +145,7 @@ def _counts(peak: Tensor, level: Tensor, rule: Rule) -> Tensor:
 
 
 def _rounding(peak: Tensor) -> Tensor:
-    """Differences of the log integrands, and so coefficients relative to the peak, that may come from rounding alone."""
+    """η of (N14): a difference of log integrands, or a coefficient relative to the peak, that may come from rounding alone."""
     return 100 * torch.finfo(peak.dtype).eps * peak.abs().nan_to_num(posinf=0.0)
 
 
@@ -200,7 +199,7 @@ def _sizes(panels: Panels, integrand: Integrand) -> _Sizes:
     scale, log_width = finite + width.log(), width.log()
     told_apart = INSIDE * width > 8 * torch.finfo(u.dtype).eps * u.abs().amax(-1, keepdim=True)  # the ends, from what is beyond
     surprise = torch.where(told_apart, _surprise(log, peak, last.log() + finite), -math.inf)
-    error = torch.maximum(2 * last.log() + scale, surprise + log_width + math.log(POINTS[0]))
+    error = torch.maximum(2 * last.log() + scale, surprise + log_width + math.log(POINTS[0]))  # first the left side of (N13)
     return _Sizes(area.log() + scale, peak + log_width, error, spread)
 
 
@@ -215,7 +214,7 @@ def _surprise(log: Tensor, peak: Tensor, log_last: Tensor) -> Tensor:
 
 
 def _sum_by_row(log: Tensor, row: Tensor, rows: int) -> Tensor:
-    """Log of the sum of each row's exponentials, (rows, outputs)."""
+    """Log of the sum of each row's exponentials (N11), (rows, outputs)."""
     index = row.unsqueeze(-1).expand_as(log)
     peak = log.new_full((rows, log.shape[-1]), -math.inf).scatter_reduce(0, index, log, "amax")
     peak = torch.where(peak.isneginf(), 0.0, peak)

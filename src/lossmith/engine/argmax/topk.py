@@ -1,13 +1,9 @@
 r"""The distribution of T, the k-th highest of the rivals' noisy scores, at given thresholds u.
 
-T < u when at most k − 1 rivals exceed u. Their number N is a sum of independent trials with chances S_j = 1 − F(u − z_j), a
-Poisson-binomial variable: P(N = m) is the coefficient of t^m in Π_j (F_j + S_j t). The product is taken pairwise, up a
-tree, and cut at degree k − 1; all coefficients are positive, so no digits are lost, and two devices keep them in range:
-
-* For P(N ≤ k − 1), when more than k rivals are expected above u, each trial is tilted to odds S_j e^θ : F_j, with θ < 0 such
-  that k − ½ are expected. Then the coefficients near k − 1, which carry the sum, are the large ones. Undone afterwards by
-  P(N = m) = c_m e^(−θm) Π_j (F_j + S_j e^θ).
-* For P(N ≥ k), the mass beyond k − 1 is carried along as one more coefficient, instead of 1 minus the rest.
+T < u if at most k − 1 rivals exceed u. The number N of rivals above u is a sum of independent trials with chances
+S_j = 1 − F(u − z_j): P(N = m) is a coefficient of a product of polynomials (N17), taken pairwise, up a tree. P(N ≤ k − 1) needs
+tilted odds, lest the coefficients underflow (N18). P(N ≥ k) needs one more coefficient, since 1 minus the rest would lose
+digits (N19). The equations (N…) are in ``docs/how/numbers.md``.
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ from lossmith.maths.special import log1mexp
 from lossmith.noise import Noise
 
 BUDGET = 1 << 22  # most elements of one level of the tree; more thresholds are taken in turn, and recomputed in backward
-NEAR = 0.1  # how well θ is found; it need not be exact
+NEAR = 0.1  # error of θ: any θ gives the same result (N18)
 CERTAIN = 1e8  # log odds beyond which a trial is settled
 
 
@@ -71,7 +67,7 @@ def _by_nodes(tail: Callable[[Tensor, Tensor, int], Tensor], rivals: Tensor, u: 
 
 
 def _log_at_most(log_cdf: Tensor, log_sf: Tensor, most: int) -> Tensor:
-    """log P(N ≤ most), trials in the last dimension."""
+    """log P(N ≤ most) by (N18), trials in the last dimension."""
     log_odds = (log_sf - log_cdf).clamp(-CERTAIN, CERTAIN)
     theta = _tilt(log_odds.detach(), most + 0.5).unsqueeze(-1)
     log_odds = log_odds + theta
@@ -87,7 +83,7 @@ def _log_at_most(log_cdf: Tensor, log_sf: Tensor, most: int) -> Tensor:
 
 
 def _log_more_than(log_cdf: Tensor, log_sf: Tensor, most: int) -> Tensor:
-    """log P(N > most), trials in the last dimension."""
+    """log P(N > most) by (N19), trials in the last dimension."""
     trials = torch.stack([log_cdf.exp(), log_sf.exp(), torch.zeros_like(log_cdf)], -1)
     beyond = _product_with_rest(trials, most + 1)
     possible = beyond > 1e-300
@@ -110,7 +106,7 @@ class _Log(torch.autograd.Function):
 
 
 def _tilt(log_odds: Tensor, expected: float) -> Tensor:
-    """θ ≤ 0 at which Σ sigmoid(log_odds + θ) comes down to about ``expected``; 0 where it is no more than that already."""
+    """θ ≤ 0 of (N18), at which Σ sigmoid(log_odds + θ) is about ``expected``; 0 where the sum is no more at θ = 0."""
     high = torch.zeros_like(log_odds[..., 0])
     low = torch.logit(high + expected / log_odds.shape[-1], eps=1e-6) - log_odds.amax(-1)
     low = torch.where(torch.sigmoid(log_odds).sum(-1) > expected, low.clamp_max(0.0), 0.0)
@@ -122,7 +118,7 @@ def _tilt(log_odds: Tensor, expected: float) -> Tensor:
 
 
 def _product(polynomials: Tensor, terms: int) -> Tensor:
-    """The first ``terms`` coefficients of the product of polynomials (…, n, 2), (…, terms)."""
+    """The first ``terms`` coefficients of the product (N17) of polynomials (…, n, 2), (…, terms)."""
     while polynomials.shape[-2] > 1:
         a, b = _pairs(polynomials)
         polynomials = _multiply(a, b, terms)
@@ -130,14 +126,14 @@ def _product(polynomials: Tensor, terms: int) -> Tensor:
 
 
 def _product_with_rest(polynomials: Tensor, terms: int) -> Tensor:
-    """Of the product of polynomials (…, n, 2) whose coefficients sum to 1, those from ``terms`` on, summed.
+    """R of (N19), (…): the sum of the coefficients from ``terms`` on of the product of polynomials whose coefficients sum to 1.
 
-    The last entry of each, at first 0, holds that sum.
+    Polynomials are (…, n, 3). The last entry of each is R, at first 0.
     """
     while polynomials.shape[-2] > 1:
         a, b = _pairs(polynomials)
         a, rest_a, b, rest_b = a[..., :-1], a[..., -1:], b[..., :-1], b[..., -1:]
-        # a_i meets all of b from degree terms − i on.
+        # The inner sum of (N19)
         b_from = _fitted(b, terms + 1).flip(-1).cumsum(-1)[..., : a.shape[-1]]
         rest = rest_a + (a * b_from).sum(-1, keepdim=True) + a.sum(-1, keepdim=True) * rest_b
         polynomials = torch.cat([_multiply(a, b, terms), rest], -1)

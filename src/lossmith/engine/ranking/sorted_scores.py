@@ -2,8 +2,9 @@
 
 H is an exponential or a polynomial on either side of 0. See equations (R13) to (R16) of ``docs/how/ranking.md``.
 
-Each ``lost_…`` computes Σ_{i<r} weight_i H(x_i − x_r) for every r. Arguments: x (n,) float64, ascending, in units of the noise;
-weight (2, n) float64, the winners' and the losers'. Result: (2, n) float64.
+Each ``lost_…`` computes Σ_{i<r} weight_i H(x_i − x_r) for every r; for exponentials the sum is (N8) of ``docs/how/numbers.md``.
+Arguments: x (n,) float64, ascending, in units of the noise; weight (2, n) float64, the winners' and the losers'.
+Result: (2, n) float64.
 """
 
 from __future__ import annotations

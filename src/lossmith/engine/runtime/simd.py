@@ -10,8 +10,8 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-WHOLE = 32  # floats at a time
-LANES = 8  # of a vector; a machine with shorter ones takes two
+WHOLE = 32  # floats of one call: four vectors, whose sums do not wait for each other
+LANES = 8  # float32 of one vector; a machine with shorter vectors takes two
 _FLAGS = ("contract", "nsz", "reassoc")
 
 
@@ -19,14 +19,14 @@ _FLAGS = ("contract", "nsz", "reassoc")
 def add_multiples(typing, out, at, table, places, factors):
     """out[at + q] += Σ_k factors[k] · table[places[k] + q] for q < WHOLE.
 
-    LLVM does not reliably turn a loop this short into vector instructions, and its checks cost more than the sum.
+    LLVM does not reliably turn a loop this short into vector instructions. The checks of such a loop cost more than the sum.
 
     Args:
         out: (n,) float32, n ≥ at + WHOLE.
         at: int64, the first place.
         table: (m,) float32, m ≥ places[k] + WHOLE.
-        places: tuple of int64.
-        factors: tuple of float32, as many.
+        places: tuple of int64, two or more: even and odd terms are summed apart, and neither sum may be empty.
+        factors: tuple of float32, as many as places.
     """
 
     def generate(context, builder, signature, arguments):
@@ -51,7 +51,7 @@ def add_multiples(typing, out, at, table, places, factors):
         multiples = [spread(factor) for factor in cgutils.unpack_tuple(builder, arguments[4])]
         for k in range(WHOLE // LANES):
             here = part(target, k)
-            sums = [builder.load(here, align=4), None]  # two chains, each half as long
+            sums = [builder.load(here, align=4), None]  # two sums, since each addition waits for the one before in its sum
             for n, (source, factor) in enumerate(zip(sources, multiples, strict=True)):
                 term = builder.fmul(builder.load(part(source, k), align=4), factor, flags=_FLAGS)
                 before = sums[n % 2]

@@ -1,6 +1,6 @@
 """Classes in cells, as vector loops for numba: their moments, what these give at a threshold, and the way back.
 
-docs/how/argmax.md derives the sums. Words that the arguments share:
+docs/how/argmax.md derives the sums (A…); (N…) are in docs/how/numbers.md. Words that the arguments share:
 
 * bits: the float32 scores as int32. first, last: classes first … last − 1, places in the flat scores.
 * cell_of: (n,) int32, the cell of each class, counted downwards from the strongest rival. Classes from ``limit`` cells on share
@@ -85,7 +85,7 @@ def clear(out, first, last):
 
 @jit
 def sum_of(x, first, last):
-    """Σ x[first … last] in float64."""
+    """Σ x[first … last] in float64 (N20)."""
     total = 0.0
     for j in range(np.uint64(first), np.uint64(last)):
         total += float(x[j])
@@ -177,7 +177,7 @@ def deposit_fine(count, cell_of, offset, fine, stride):
 
 @jit
 def gather_fine(fine, moments, stride):
-    """Add the moments of fine cells to those of their cells, and empty the fine cells (A16, A17)."""
+    """Add the moments of fine cells to those of their cells, and empty the fine cells (A16), (A17)."""
     w = np.uint64(stride)
     plane = np.uint64(FINE) * w
     b = np.float32(1 / FINE)

@@ -1,12 +1,13 @@
 """log P(the target wins) and its gradient for float32 rows on the CPU: one fused numba kernel each way.
 
-docs/how/argmax.md derives the method. In short: a row is measured from its strongest rival, x_j = (z_j − top) / σ. Its other
-classes fall into cells with six moments each (``cells``), or are a cell each if they are few. Then
+docs/how/argmax.md derives the method and has the equations (A…), docs/how/numbers.md has (N…). In short: a row is measured from
+its strongest rival, x_j = (z_j − top) / σ. Other classes fall into cells with six moments each (``cells``). Few classes are a
+cell each. Then
 
     p = h Σ_q f(u_q − t) e^{G(u_q)},        1 − p = h Σ_q f(u_q − t) (1 − e^{G(u_q)}),        G(u) = Σ_j log F(u − x_j),
 
 at thresholds u_q that are multiples of h; the smaller of p and 1 − p is computed. A first sum at a wide step says where the
-integrand lives and how narrow its edges are, and so which step it needs (A7, A8). The gradient in a rival's score is
+integrand lives and how narrow its edges are, and so which step it needs (A7), (A8). The gradient in a rival's score is
 −Σ_q w_q r(u_q − x_j), w_q the share of u_q in p, summed over thresholds once a cell (A19).
 
 Kernels hold no lock and start no threads (``cpu_entry``, ``threads``). Each row is computed by itself: the bits do not depend
@@ -77,7 +78,7 @@ from lossmith.engine.runtime.arrays import empty, release, zeros
 from lossmith.engine.runtime.compiled import inlined, jit, kernel
 from lossmith.engine.runtime.simd import WHOLE, bits_of, float_of
 
-BLOCK = 512  # classes of a block; a block without any class in the cells is skipped
+BLOCK = 512  # classes of a block: summed in float32 (N20), and skipped if no class lies in the cells
 FINE_FROM = 1 << 9  # classes from which on fine cells pay
 FLUSH = 1 << 15  # classes after which sums over fine cells, which lose digits, go to their cells
 MOST_THRESHOLDS = 512  # thresholds at a time
@@ -153,7 +154,7 @@ def _peak(logs, sums, exponent, count):
 
 @jit
 def _sums(terms, count):
-    """The sum of the even terms and that of the odd ones, float64, and the highest term; terms ≥ 0, ``count`` is even."""
+    """The sums of even and of odd terms, float64 (N20), and the highest term, float32; terms ≥ 0, ``count`` is even."""
     both, signed, highest = 0.0, 0.0, np.int32(0)
     for q in range(np.uint64(0), np.uint64(count)):
         x = terms[q]
@@ -165,7 +166,7 @@ def _sums(terms, count):
 
 @jit
 def _roughness(sums, exponent, above, steepness, h, count):
-    """How many times too wide the step h is: the smaller of the two conditions (A7, A8).
+    """How many times too wide the step h is: the smaller of the two conditions (A7), (A8).
 
     Args:
         sums: G at the thresholds. exponent: log(f e^G) less its peak.

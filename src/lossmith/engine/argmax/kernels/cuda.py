@@ -7,23 +7,26 @@ The integral and the choice between p and 1 − p are those of ``cpu``; what dif
 evaluated for each threshold and class from the pieces of ``tables``, a tile of both at a time. A GPU has arithmetic to spare,
 but no cheap way for many threads to add to the moments of a cell. Neighbouring thresholds are neighbours in a table, so that
 the threads of a warp read neighbouring words; all tables of a noise take under a megabyte each, what a row reads of them a few
-kilobytes. Tiles are added up in float32, what comes of them in float64: the digits of a sum do not depend on the number of
-classes. Nothing is added atomically, so that equal calls give equal bits.
+kilobytes. A tile is summed in float32, and tiles in float64 (N20): the digits of a sum do not depend on the number of classes.
+Nothing is added atomically, so that equal calls give equal bits.
 
 **Reads.** Forward reads a row's scores twice: for its strongest rival, and for G. The step starts at 1/8, or more
 where the range is wide or the classes few; rows whose even and odd thresholds disagree (RESOLVED) read once more for each finer
 step. Backward reads once and writes once. Classes so far below that F is 1 at all thresholds are passed over, and so are blocks
 of nothing else. Rows of ignored targets are not read.
 
-**Waits.** Rows that the tables cannot serve (UNSERVED: a target some 60 scales behind and more) go to the reference. The host
-has to know whether there are such rows: forward waits for the device once. Under torch.compile it waits once more, in
-backward. A CUDA graph cannot be captured: that would leave such rows wrong.
+**Waits.** Rows that the tables cannot serve (UNSERVED) go to the reference: leads below ``least_lead`` (A22), for normal noise
+−100.78 scales; leads from ``most_lead`` (A23) on that are not sure; rows of too many thresholds. The host has to know whether
+there are such rows: forward waits for the device once. Under torch.compile backward waits once more. A CUDA graph cannot be
+captured: the graph would leave such rows wrong.
 
 **Bad values.** A row that holds NaN, +inf or nothing but −inf, or whose target is no class, gives NaN and a gradient of NaN.
 
 **Measured.** Under Triton's interpreter, on the CPU, against the reference in float64 (``test_cuda.py``). Compiled for compute
 capability 9.0 they spill no registers; they have not run on a GPU yet, and nothing is known of their speed. So the first call
 on a device compares a few rows with the reference (``check``).
+
+The equations (N…) are in ``docs/how/numbers.md``.
 """
 
 from __future__ import annotations

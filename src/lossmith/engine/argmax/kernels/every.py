@@ -1,16 +1,28 @@
 r"""log P of every class and its gradient for float32 rows on the CPU: one fused numba kernel each way.
 
-With S(u) = Σ_j log F(u − x_j) over all classes, r = f/F, and A_q = h e^{S(u_q)} at thresholds u_q = q h (A24, A26),
+With S(u) = Σ_j log F(u − x_j) over all classes, r = f/F, and A_q = h e^{S(u_q)} at thresholds u_q = q h (A24), (A26),
 
     p_k = Σ_q A_q r(u_q − x_k),    ∂/∂x_j = g_j Σ_q A_q R_q r(u_q − x_j) − Σ_q A_q T_q r(u_q − x_j),
     R_q = Σ_k r(u_q − x_k),  T_q = Σ_k g_k r(u_q − x_k)   for upstream g_k on p_k.
 
-All sums over classes go through cells. A p of any size keeps its relative precision, since all terms are positive; one above ½
-is taken from the sum of the others. Classes are followed down to a floor, where p is about 1e-32. Below,
-log p goes on as a straight line, whose slope is that at the floor, with a gradient in the class and in the strongest one.
+All sums over classes go through cells. A p of any size keeps its relative precision, since all terms are positive. A p above ½
+follows from the sum of its rivals (N4), (N5). Classes are followed down to a floor, where p is about 1e-32. Below the floor,
+log p is a straight line with the slope of log p at the floor. Its gradient lies in the class and in the strongest class.
 
-The words of the arguments are those of ``cells`` and ``cpu``. floor: a lead, in scales. lines: (B · 2,) float32, the floor of a
-row and the slope of log p there, −inf and 0 if no class is below.
+Words that the arguments share, beside those of ``cells`` and ``cpu``:
+
+* floor: float64, the lowest lead of a class that is followed, in scales, ≤ 0.
+* lines: (B · 2,) float32, for each row the floor, and the slope of log p at the floor in nats per scale. −inf and 0 if no class
+  is below the floor.
+* sums: (MOST_THRESHOLDS,) float32, S at the thresholds, in nats. In ``backward``: R, in nats per scale.
+* log_cdf, log_prob, slope, slope_by_cell: float32, tables of ``flat_tables``; log_cdf and log_prob in nats, slopes in nats per
+  scale. All are ordered by cells, but slope is ordered by thresholds.
+* n: int64, occupied cells. occupied: (MAX_CELLS,) int32, the n cells. slots: (MAX_CELLS,) int32, their places in the moments.
+* stride: int64, places from one moment, or coefficient, of a cell to the next.
+* upstream: (B · C,) float32, the derivative of the loss in log p, per nat.
+* factor: (C,) float32, g of each class, upstream / p; 0 below the floor.
+
+The equations (N…) are in ``docs/how/numbers.md``.
 """
 
 from __future__ import annotations
@@ -71,19 +83,20 @@ from lossmith.engine.runtime.arrays import empty, release, zeros
 from lossmith.engine.runtime.compiled import inlined, jit
 from lossmith.engine.runtime.simd import WHOLE, bits_of, float_of
 
-LEAST = np.float32(1e-33)  # p of the lowest class that is followed
-RAISE = 0.5  # scales by which the floor is raised at a time
-ACCEPTED = 1.3  # roughness at the finest level that a row may have
-DROP = 17.0  # nats below the highest integrand at which a threshold is left out
+LEAST = np.float32(1e-33)  # p of the lowest class that is followed, far above SMALL: the terms of its sum keep their digits
+RAISE = 0.5  # scales by which the floor rises at a time: p there grows by about e^4 for normal noise, and stays below 1e-30
+ACCEPTED = 1.3  # roughness that a row may have at the finest level: the conditions (A7), (A8) are sufficient, not necessary
+DROP = 17.0  # nats below the highest integrand at which a threshold is left out: e^−17 is below the rounding of float32
 SQRT_HALF = np.int32(0x3F3504F3)  # the bits of √½
-SMALL = np.float32(1e-37)  # beside the smallest float32 with all its digits
+SMALL = np.float32(1e-37)  # least argument of a logarithm: just above the smallest float32 with all its digits, 1.2e-38
 
 
 @exact
 def _log_in_place(x, first, count):
-    """x[first …] = log x for numbers from SMALL up, to 1e-7. No libm, so that the loop becomes vector instructions.
+    """x[first + j] = log(max(x[first + j], SMALL)) for j < count, with an error of 1e-7.
 
-    x = 2^e (1 + y) with √½ ≤ 1 + y < √2. Source of the polynomial: ``logf`` of Cephes (Moshier).
+    x is (n,) float32. x = 2^e (1 + y) with √½ ≤ 1 + y < √2. No libm, since the loop has to become vector instructions.
+    Source of the polynomial: ``logf`` of Cephes (Moshier).
     """
     start = np.uint64(first)
     for j in range(np.uint64(0), np.uint64(count)):
@@ -106,7 +119,7 @@ def _log_in_place(x, first, count):
 
 @jit
 def _place_of(x, first, count, bound):
-    """The place of the number beyond the bound, of which there is one at most; −1 if there is none."""
+    """The j < count with x[first + j] > bound, int64; −1 without one. x: (n,) float32, at most one such number."""
     start, found = np.uint64(first), np.int64(-1)
     for j in range(np.uint64(0), np.uint64(count)):
         found = np.int64(j) if x[start + j] > bound else found
@@ -115,7 +128,13 @@ def _place_of(x, first, count, bound):
 
 @inlined
 def _add_function(out, table, sign, lead, level, start, count, powers):
-    """out += sign · function(u − lead) at the thresholds, for the function of a table and a lead ≤ 0."""
+    """out += sign · function(u − lead) at the thresholds.
+
+    Args:
+        out: (≥ padded(count),) float32, in the unit of the table.
+        table: float32, the function's pieces, ordered by cells.
+        sign: float32, 1 or −1. lead: float64, ≤ 0, in scales.
+    """
     cell = np.int64(np.floor(-lead / CELL))
     powers[0] = sign
     for m in range(1, MOMENTS):
@@ -125,7 +144,7 @@ def _add_function(out, table, sign, lead, level, start, count, powers):
 
 @jit
 def _highest(x, y, out, count):
-    """out = x + y; the highest, and its place."""
+    """out = x + y, all (≥ count,) float32 in nats. Returns the highest of out, float32, and its place, int64."""
     best, at = np.float32(-np.inf), 0
     for q in range(count):
         out[q] = x[q] + y[q]
@@ -136,9 +155,18 @@ def _highest(x, y, out, count):
 
 @inlined
 def _thresholds(sums, log_cdf, log_prob, floor, level, start, count, steepness, occupied, slots, n, moments, stride, exponent, logs, powers):  # fmt: skip  # noqa: E501
-    """Level, first threshold and count for the integrals of all classes from ``floor`` up, with S at them in ``sums``.
+    """Thresholds for the integrals of all classes from ``floor`` up, with S at the thresholds in ``sums``.
 
-    The integrand of the hindmost class, S + log r(u − floor), begins lowest, and that of the strongest ends highest.
+    The integrand of the hindmost class, S + log r(u − floor), begins lowest. The integrand of the strongest class ends highest.
+
+    Args:
+        sums, exponent, logs, powers: written to.
+        level, start, count: the first thresholds; count ≤ MOST_THRESHOLDS, a multiple of WHOLE.
+
+    Returns:
+        level, start: int64, of the thresholds in ``sums``.
+        begin, end: int64, the first and the last place in ``sums`` that counts.
+        rough: float64, how many times too wide the step is (A7), (A8). 2 if a finer step would need too many thresholds.
     """
     while True:
         sum_pieces(sums, log_cdf, level, start, count, occupied, slots, n, moments, stride)
@@ -150,7 +178,7 @@ def _thresholds(sums, log_cdf, log_prob, floor, level, start, count, steepness, 
             end -= 1
         clear(logs, 0, count)
         _add_function(logs, log_prob, np.float32(1), floor, level, start, count, powers)
-        _add_function(logs, log_cdf, np.float32(-1), floor, level, start, count, powers)  # S has the class itself
+        _add_function(logs, log_cdf, np.float32(-1), floor, level, start, count, powers)  # S includes the hindmost class
         best, at = _highest(sums, logs, exponent, count)
         begin = 0
         while begin < at and exponent[begin] < best - np.float32(DROP):
@@ -163,7 +191,7 @@ def _thresholds(sums, log_cdf, log_prob, floor, level, start, count, steepness, 
                 weight = max(np.float32(1) + (exponent[q] - best) * np.float32(1 / 32), np.float32(0))
                 weight *= weight
                 weight *= weight
-                weight *= weight  # about exp(x / 4)
+                weight *= weight  # (1 + x/32)^8, in place of the fourth root (A8)
             bend = max(bend, abs(sums[q - 1] + sums[q + 1] - np.float32(2) * sums[q]) * weight)
         rough = min(np.sqrt(float(bend)) / BEND, h * steepness * np.sqrt(max(-float(sums[at]), 1.0)) / NARROW)
         if rough <= 1 or level == LEVELS - 1:
@@ -180,7 +208,7 @@ def _thresholds(sums, log_cdf, log_prob, floor, level, start, count, steepness, 
 
 @jit
 def _at_lead(slope_by_cell, level, start, count, weights, first, lead):
-    """p of a class at a lead ≤ 0, float32."""
+    """p of a class at ``lead``, float32 (A24). weights[first …]: A_q; lead: float64, ≤ 0, in scales."""
     cell = np.int64(np.floor(-lead / CELL))
     s = np.float32(2 * (cell + lead / CELL) + 1)
     return slope_at(slope_by_cell, level, start, count, weights, first, cell, s)
@@ -188,7 +216,7 @@ def _at_lead(slope_by_cell, level, start, count, weights, first, lead):
 
 @inlined
 def every_scratch():
-    """Scratch for ``forward``: logs, exponent, powers, pieces."""
+    """Scratch for ``forward``, float32: logs, exponent, powers, and pieces, zeros."""
     logs, exponent = empty(MOST_THRESHOLDS, np.float32), empty(MOST_THRESHOLDS, np.float32)
     return logs, exponent, empty(MOMENTS, np.float32), zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32)
 
@@ -213,11 +241,14 @@ def forward(
     """Rows first_row … last_row: log p of every class, and what ``backward`` needs.
 
     Args:
-        least: the lead of the floor, < 0. log_p: (B · C,) float32, written to, as are weights, records and lines; the first
-            three of the noise's numbers and its tables as for ``cpu.forward``.
+        scores: (B · C,) float32. bits: the scores as int32. scale: (B,) or (1,) float32, in units of the scores.
+        lowest, depth, high, coarsest: of ``Tables``. guess: float64, the quantile 1 − 1/C of the noise, in scales.
+        least: float64, the lowest floor that a row may have, in scales, < 0.
+        log_p: (B · C,) float32, in nats, written to.
+        weights: (B · capacity,) float32, zeros; A_q is written. records, lines: written to.
 
     Returns:
-        Whether a row is bad: it holds NaN, +inf or nothing but −inf. Whether a row is UNSERVED.
+        Whether a row is bad: NaN, +inf, or nothing but −inf. Whether a row is UNSERVED. Both bool.
     """
     scratch = class_scratch(C) + cell_scratch() + every_scratch()
     fine, cell_of, offset, blocks, sums, occupied, slots, moments, logs, exponent, powers, pieces = scratch
@@ -265,7 +296,7 @@ def forward(
             weights[w + q] = h * logs[q]
         records[b, LEVEL], records[b, START], records[b, COUNT], records[b, STATUS] = level, start, count, DONE
         records[b, CELLS], records[b, TOP] = used, high_key
-        # The floor: the bottom, or where p is still LEAST; below, the line through log p there and half a cell above
+        # The line below the floor goes through log p at the floor and half a cell above, since p itself may underflow below
         line, tilt = np.float32(0), np.float32(0)
         at_floor = _at_lead(slope_by_cell, level, start, count, weights, w, floor)
         below = bottom < floor or at_floor < LEAST
@@ -315,7 +346,7 @@ def forward(
 
 @jit
 def _deposit_weighted(count, cell_of, offset, factor, first, moments, stride):
-    """As ``deposit``, each class with its factor."""
+    """As ``deposit`` with factors: adds Σ_j g_j s_j^m for m < MOMENTS, g_j = factor[first + j], s_j = offset[j], j < count."""
     w, start = np.uint64(stride), np.uint64(first)
     for j in range(np.uint64(0), np.uint64(count)):
         s, g = offset[j], factor[start + j]
@@ -340,7 +371,7 @@ def _deposit_weighted(count, cell_of, offset, factor, first, moments, stride):
 
 @jit
 def _deposit_each_weighted(count, offset, factor, first, moments, stride):
-    """As ``deposit_each``, each class with its factor."""
+    """As ``deposit_each`` with factors: moments g_j s_j^m of class j < count, g_j = factor[first + j], s_j = offset[j]."""
     start = np.uint64(first)
     for j in range(np.uint64(0), np.uint64(count)):
         s, g, at = offset[j], factor[start + j], np.uint64(j)
@@ -352,7 +383,7 @@ def _deposit_each_weighted(count, offset, factor, first, moments, stride):
 
 @jit
 def _deposit_fine_weighted(count, cell_of, offset, factor, first, fine, stride):
-    """As ``deposit_fine``, each class with its factor."""
+    """As ``deposit_fine`` with factors: adds Σ_j g_j s_j^m for m < 3, g_j = factor[first + j], s_j = offset[j], j < count."""
     w, start = np.uint64(FINE * stride), np.uint64(first)
     for j in range(np.uint64(0), np.uint64(count)):
         s, g = offset[j], factor[start + j]
@@ -366,7 +397,7 @@ def _deposit_fine_weighted(count, cell_of, offset, factor, first, fine, stride):
 
 @jit
 def _per_p(log_p, upstream, first, count, out):
-    """out = upstream / p."""
+    """out[j] = upstream / p of class first + j, float32, for j < count. log_p: (B · C,) float32, in nats."""
     for j in range(np.uint64(0), np.uint64(count)):
         i = np.uint64(first) + j
         out[j] = max(-log_p[i], np.float32(0))
@@ -379,7 +410,12 @@ def _per_p(log_p, upstream, first, count, out):
 def backward(
     scores, bits, scale, slope_by_cell, slope, upstream, log_p, weights, capacity, records, lines, grad, C, first_row, last_row
 ):  # fmt: skip
-    """Rows first_row … last_row of Σ_k upstream_k log p_k differentiated in the scores; zeros where not DONE."""
+    """Rows first_row … last_row of Σ_k upstream_k log p_k differentiated in the scores (A26); zeros where not DONE.
+
+    Args:
+        grad: (B · C,) float32, per unit of the scores, written to.
+        others: as for ``forward``, which wrote log_p, weights, records and lines.
+    """
     scratch = class_scratch(C) + cell_scratch() + every_gradient_scratch(C)
     (
         fine, cell_of, offset, blocks, sums, occupied, slots, moments, weighted, one_pieces, two_pieces, upstream_sums,
@@ -403,7 +439,7 @@ def backward(
         n, used, stride = row_moments(
             scores, base, C, -1, top, inverse, used, fine, cell_of, offset, blocks, moments, occupied, slots
         )
-        # The factors upstream / p, and what the lines below the floor give
+        # g is 0 below the floor, since the line gives the gradient of those classes
         floor, tilt, tops = float(lines[2 * b]), lines[2 * b + 1], np.float32(0)
         _per_p(log_p, upstream, base, C, factor)
         for j in range(C):
@@ -479,7 +515,10 @@ def backward(
 
 @jit
 def _combine(out, at, factor, first, one, two, count):
-    """out = factor · one − two."""
+    """out[at + j] = factor[first + j] · one[j] − two[j] for j < count: the two sums of (A26).
+
+    out: (B · C,) float32, per unit of the scores. one, two: (BLOCK,) float32, the sums over thresholds with A R and with A T.
+    """
     i, k = np.uint64(at), np.uint64(first)
     for j in range(np.uint64(0), np.uint64(count)):
         out[i + j] = factor[k + j] * one[j] - two[j]

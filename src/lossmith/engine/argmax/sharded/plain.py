@@ -8,6 +8,8 @@ follows from the thresholds' shares in p alone:
 
 It holds for p > 1/2 as well, where the integral is that of 1 − p. Panels are placed on the CPU, whatever the scores' device:
 there the same numbers make the same panels on every rank, while a GPU adds in no fixed order.
+
+The equations (N…) are in ``docs/how/numbers.md``.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ def log_prob(rivals: Tensor, highest: Tensor, noise: Noise, dtype: torch.dtype, 
     log_density = noise.log_prob(u) + log_weight
     log = log_density + torch.where(complement.unsqueeze(-1), log1mexp(below), below)
     log = torch.where(exists.any(-1, keepdim=True), log, -math.inf).logsumexp(-1)  # without nodes the smaller one is nothing
-    log_p = torch.where(complement, log1mexp(log), log)
+    log_p = torch.where(complement, log1mexp(log), log)  # (N3)
     share = torch.where(log_weight.isneginf(), 0.0, (log_density + below - log_p.unsqueeze(-1)).exp())
     return log_p.to(rivals.device), u.to(rivals.device), share.to(rivals.device)
 
