@@ -241,8 +241,8 @@ class TopKAccuracyLoss(MetricLoss):
     A batch's value is an unbiased estimate of the data set's, and the expectation of the metric is exact. For scale → 0, q = 0
     gives 1 − ``sklearn.metrics.top_k_accuracy_score``, ties shared.
 
-    Cost: see ``functional.topk_log_prob``, in plain torch and float64 on every device; class probabilities or label smoothing
-    need every class as the target, and cost C times as much.
+    Cost: see ``functional.topk_log_prob``; class probabilities or label smoothing need every class as the target, and cost C
+    times as much.
     Source: for the tail of a Poisson binomial, see ``lossmith.engine.argmax.topk``.
 
     >>> TopKAccuracyLoss(2, q=0.0)(torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([1])).item() < 0.5

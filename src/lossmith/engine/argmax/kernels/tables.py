@@ -283,12 +283,13 @@ def _odds_tables(noise: str) -> dict[str, NDArray[np.float32]] | None:
     def slope_power(m: int) -> Callable[[Tensor], Tensor]:
         return lambda x: (law.log_prob(x) - law.log_cdf(x) - m * log_odds(x)).exp()
 
-    log = flat(log_odds, False, False)
-    powers = [flat(power(m), False, True) for m in range(1, POWERS + 1)]
-    slopes = [flat(slope_power(m), True, True) for m in range(POWERS + 1)]
-    if log is None or any(table is None for table in (*powers, *slopes)):
+    made = [flat(log_odds, False, False)]
+    made += [flat(power(m), False, True) for m in range(1, POWERS + 1)]
+    made += [flat(slope_power(m), True, True) for m in range(POWERS + 1)]
+    log, *rest = [table for table in made if table is not None]
+    if len(rest) < 2 * POWERS + 1:
         return None
-    return {"log_odds": log, "odds_powers": np.concatenate(powers), "slope_powers": np.concatenate(slopes)}
+    return {"log_odds": log, "odds_powers": np.concatenate(rest[:POWERS]), "slope_powers": np.concatenate(rest[POWERS:])}
 
 
 def has_odds(noise: str) -> bool:

@@ -1,21 +1,14 @@
 r"""log P(the target is among the k highest) and its gradient for float32 rows on the CPU, in one pass.
 
-Given the threshold u, each rival exceeds u or not: a trial of chance q_j = 1 − F(u − x_j). With e_m = P(m rivals exceed u) and
-the tail e_k = P(k or more do), a trial more makes
+docs/how/argmax.md derives the method. With e_m the chance that m rivals exceed u, and e_k that k or more do (``trials``),
 
-    e_m ← (1 − q) e_m + q e_{m−1} for m < k,        e_k ← e_k + q e_{k−1};
+    p = h Σ_q f(u_q − t) Σ_{m<k} e_m(u_q),        1 − p = h Σ_q f(u_q − t) e_k(u_q),
 
-all terms are positive, and no digit is lost. Then p = h Σ_q f(u_q − t) Σ_{m<k} e_m and 1 − p = h Σ_q f(u_q − t) e_k, of which
-the smaller counts. The gradient in a rival's score is −h Σ_q f(u_q − t) f(u_q − x_j) r, with r the chance that k − 1 of the
-others exceed u. Without rival j,
+of which the smaller is computed. A first look at a wide step, with less exact chances, says where its integrand lives. The
+gradient in a rival's score needs the chance that k − 1 of the others exceed u (A30), (A32).
 
-    r_0 = e_0 / (1 − q),        r_m = (e_m − q r_{m−1}) / (1 − q),
-
-in which the error grows by q / (1 − q) at each step. Where that is too much, at rivals far above all thresholds that count, r
-comes from the polynomials of the others, ``before`` and ``after`` that rival. Polynomials are float64.
-
-The words of the arguments are those of ``cells`` and ``cpu``. log_odds: the table of log F − log(1 − F). size: thresholds that
-the arrays of a row hold. polynomial: ((k + 1) · size,) float64, e_m at the thresholds from m · size on.
+The words of the arguments are those of ``trials``. below, beyond: (count,) float64, the terms of the two sums. density:
+(count,) float64, f(u − t).
 """
 
 from __future__ import annotations
@@ -37,283 +30,39 @@ from lossmith.engine.argmax.kernels.cells import (
     read_off,
     row_length,
 )
-from lossmith.engine.argmax.kernels.cpu import (
-    INVERSE_FACTORIALS,
-    LARGEST_INVERSE,
-    LN2_HIGH,
-    LN2_LOW,
-    LOG2_E,
-    ROUND,
-    exact,
-)
+from lossmith.engine.argmax.kernels.cpu import LARGEST_INVERSE
 from lossmith.engine.argmax.kernels.record import DONE, LOST, MAX_CELLS, STATUS, SURE, UNSERVED
 from lossmith.engine.argmax.kernels.tables import CELL, FARTHEST, LEVELS, MOMENTS, PACE, POWERS, STEPS, WIDTH
+from lossmith.engine.argmax.kernels.trials import (
+    MOST_COUNT,
+    add_trial,
+    chances,
+    exp_wide,
+    kth_highest,
+    log_odds_of,
+    more_terms,
+    multiply_near,
+    multiply_weak,
+    near_thresholds,
+    sort_by_cell,
+    weighted_slope,
+    without_trial,
+)
 from lossmith.engine.runtime.arrays import empty, release, zeros
 from lossmith.engine.runtime.compiled import inlined, jit
-from lossmith.engine.runtime.simd import WHOLE, add_multiples, double_of
+from lossmith.engine.runtime.simd import WHOLE, add_multiples
 
 FARTHEST_KTH = 48.0  # scales from the strongest rival down to the k-th, at most: the tables reach twice as far
-LEAST_EXPONENT = np.float32(-700)  # e^−700 is a float64 with all its digits
-EXPONENT_BIAS, MANTISSA_BITS = np.int64(1023), np.int64(52)  # of a float64
 LEAST_TOTAL = 1e-250  # a smaller integral has lost digits below the smallest float64
 RESOLVED = 1e-4  # bound of |even − odd| / (even + odd): the error at twice the step, and about the root of that at the step
 JUMP = 0.3  # bound of the change of P(k or more exceed u) from one threshold to the next, where the density is not small
 LEAST_KEPT = 12  # thresholds whose terms are kept: a peak that is a Gaussian needs so many
-MOST_COUNT = 512  # thresholds at a time
 MORE_STRONG = 64  # strong rivals beyond 2 k that a row may have
-CLASSES_PER_RANK = 10  # a series of POWERS powers errs by about (k/C)^POWERS, relative to P(N ≥ k)
-MORE_RIVALS = 40
+CLASSES_PER_RANK = 10  # a series of POWERS powers errs by about (k/C)^POWERS, relative to P(k or more exceed u)
+MORE_RIVALS = 40  # of 2 k and so many rivals above u, fewer than k exceed u with a chance of 1e-9
 MORE_NEAR = 4  # rivals beyond k that are near to all thresholds: what weak ones make of k digits then hardly counts
 SPARE = 1.0  # scales by which thresholds start lower than for the k-th rival alone: k of them may be equal
 KEPT = 1e-9  # share of the highest term below which a threshold is left out
-
-
-@jit
-def more_terms(k):
-    """Terms of a series beyond k: a Poisson variable of mean k exceeds k by so many with a chance of 1e-9."""
-    return 30 + np.int64(6 * np.sqrt(float(k)))
-
-
-@exact
-def _exp(x, out, count):
-    """out = e^x for x ≤ 88, float64 with the digits of a float32, e^−700 below −700; as ``cpu._exp_into``."""
-    for q in range(np.uint64(0), np.uint64(count)):
-        y = max(x[q], LEAST_EXPONENT)
-        n = (y * LOG2_E + ROUND) - ROUND
-        r = (y - n * LN2_HIGH) - n * LN2_LOW
-        p = INVERSE_FACTORIALS[7]
-        p = p * r + INVERSE_FACTORIALS[6]
-        p = p * r + INVERSE_FACTORIALS[5]
-        p = p * r + INVERSE_FACTORIALS[4]
-        p = p * r + INVERSE_FACTORIALS[3]
-        p = p * r + INVERSE_FACTORIALS[2]
-        p = p * r + np.float32(1)
-        p = p * r + np.float32(1)
-        out[q] = float(p) * double_of((np.int64(np.int32(n)) + EXPONENT_BIAS) << MANTISSA_BITS)
-
-
-@jit
-def _log_odds(table, level, start, count, cell, s, out):
-    """out = log F(u − x) − log(1 − F(u − x)) at the thresholds, for a class at s in a cell."""
-    w, at = np.uint64(row_length(level)), np.uint64(by_cell(cell, level) + start)
-    s2 = s * s
-    for q in range(np.uint64(0), np.uint64(count)):
-        i = at + q
-        low = table[i] + s * table[i + w] + s2 * table[i + w + w]
-        i += w + w + w
-        out[q] = low + s * s2 * (table[i] + s * table[i + w] + s2 * table[i + w + w])
-
-
-@jit
-def _chances(log_odds, count, magnitude, small, less, more):
-    """less = F and more = 1 − F from log F − log(1 − F), each with all its digits. magnitude, small: scratch."""
-    for q in range(np.uint64(0), np.uint64(count)):
-        magnitude[q] = -abs(log_odds[q])
-    _exp(magnitude, small, count)
-    for q in range(np.uint64(0), np.uint64(count)):
-        larger = 1.0 / (1.0 + small[q])
-        smaller = small[q] * larger
-        above = log_odds[q] > np.float32(0)
-        less[q] = larger if above else smaller
-        more[q] = smaller if above else larger
-
-
-@jit
-def _add_trial(polynomial, size, k, less, more, count):
-    """One trial more: the product with (less + more · s), cut at s^k, which gathers the rest."""
-    above = np.uint64(k * size)
-    below = above - np.uint64(size)
-    for q in range(np.uint64(0), np.uint64(count)):
-        polynomial[above + q] += more[q] * polynomial[below + q]
-    for m in range(k - 1, 0, -1):
-        above, below = np.uint64(m * size), np.uint64((m - 1) * size)
-        for q in range(np.uint64(0), np.uint64(count)):
-            polynomial[above + q] = less[q] * polynomial[above + q] + more[q] * polynomial[below + q]
-    for q in range(np.uint64(0), np.uint64(count)):
-        polynomial[q] *= less[q]
-
-
-@jit
-def _without(polynomial, size, k, less, more, count, out):
-    """out = (1 − q) r_{k−1}, of the trials but one; ``less`` becomes its inverse."""
-    for q in range(np.uint64(0), np.uint64(count)):
-        out[q] = polynomial[q]
-        less[q] = 1.0 / less[q]
-    for m in range(1, k):
-        at = np.uint64(m * size)
-        for q in range(np.uint64(0), np.uint64(count)):
-            out[q] = polynomial[at + q] - more[q] * (out[q] * less[q])
-
-
-@jit
-def _slope(table, level, start, count, cell, s, weights):
-    """Σ_q weight_q r(u_q − x) of one class, at s in a cell, float64; r = f/F."""
-    w, at = np.uint64(row_length(level)), np.uint64(by_cell(cell, level) + start)
-    s2 = s * s
-    total = 0.0
-    for q in range(np.uint64(0), np.uint64(count)):
-        i = at + q
-        low = table[i] + s * table[i + w] + s2 * table[i + w + w]
-        i += w + w + w
-        total += weights[q] * float(low + s * s2 * (table[i] + s * table[i + w] + s2 * table[i + w + w]))
-    return total
-
-
-@jit
-def _kth_highest(scores, base, C, y, k, best):
-    """The k-th highest score of the rivals of class y, −inf if there are fewer. best: (k,) float32, written to, ascending."""
-    for i in range(k):
-        best[i] = -np.inf
-    for j in range(C):
-        x = scores[base + j]
-        if x > best[0] and j != y:
-            i = 0
-            while i + 1 < k and best[i + 1] < x:
-                best[i] = best[i + 1]
-                i += 1
-            best[i] = x
-    return best[0]
-
-
-@jit
-def _sort(count, cell_of, limit, first, order):
-    """Write the classes in the first ``limit`` cells to order, cell by cell; those of cell c begin at first[c]."""
-    for c in range(limit + 2):
-        first[c] = 0
-    for j in range(count):
-        first[min(cell_of[j], limit) + 1] += 1
-    for c in range(limit + 1):
-        first[c + 1] += first[c]
-    total = first[limit]
-    for j in range(count - 1, -1, -1):
-        c = cell_of[j]
-        if c < limit:
-            first[c + 1] -= 1
-            order[first[c + 1]] = j
-    for c in range(limit):
-        first[c] = first[c + 1]
-    first[limit] = total
-
-
-@jit
-def _near(cell, all_cells, gap, h, start, count):
-    """How many thresholds, from the first on, a cell is near to: those less than ``gap`` above, made up to eights."""
-    if cell < all_cells:
-        return count
-    below = np.int64(np.ceil((gap - cell * CELL) / h)) - start
-    return min(max((below + 7) // 8 * 8, 0), count)
-
-
-@inlined
-def _multiply_near(
-    first, order, cell_of, offset, cells, strong_cells, all_cells, gap, h, log_odds, level, start, count, k, polynomial, before,
-    odds, magnitude, small, less, more,
-):  # fmt: skip
-    """Write the polynomial of the near rivals of each threshold, those in ``strong_cells`` last.
-
-    before: (n · k · count,) float64, written to: the polynomials before each of the n strong rivals.
-    """
-    for q in range(count):
-        polynomial[q] = 1.0
-    for i in range(count, (k + 1) * count):
-        polynomial[i] = 0.0
-    for cell in range(strong_cells, cells):
-        near = _near(cell, all_cells, gap, h, start, count)
-        if near == 0:
-            break
-        for i in range(first[cell], first[cell + 1]):
-            _log_odds(log_odds, level, start, near, np.int32(cell), offset[order[i]], odds)
-            _chances(odds, near, magnitude, small, less, more)
-            _add_trial(polynomial, count, k, less, more, near)
-    for i in range(first[strong_cells]):
-        for q in range(k * count):
-            before[i * k * count + q] = polynomial[q]
-        j = order[i]
-        _log_odds(log_odds, level, start, count, cell_of[j], offset[j], odds)
-        _chances(odds, count, magnitude, small, less, more)
-        _add_trial(polynomial, count, k, less, more, count)
-
-
-@jit
-def _add_from(out, out_at, table, table_at, level, start, near, count, cell, moments, stride):
-    """Add to out[out_at …] the sum over a cell's classes of the function of a table, at the thresholds near … count."""
-    w, p, c = row_length(level), stride, cell
-    at = table_at + by_cell(cell, level) + start
-    factors = (
-        moments[c], moments[c + p], moments[c + 2 * p], moments[c + 3 * p], moments[c + 4 * p], moments[c + 5 * p]
-    )  # fmt: skip
-    for q in range(near, count, WHOLE):
-        i = at + q
-        add_multiples(out, out_at + q, table, (i, i + w, i + 2 * w, i + 3 * w, i + 4 * w, i + 5 * w), factors)
-
-
-@jit
-def _next_term(series, at, count, n, sums, width):
-    """n W_n = Σ_m (−1)^(m+1) P_m W_{n−m} at the thresholds; W_n stands from ``at`` on."""
-    out, sign = np.uint64(at), 1.0 / n
-    for q in range(np.uint64(0), np.uint64(count)):
-        series[out + q] = 0.0
-    for m in range(1, POWERS + 1):
-        before, power = np.uint64(at - m * count), np.uint64(m * width)
-        for q in range(np.uint64(0), np.uint64(count)):
-            series[out + q] += sign * float(sums[power + q]) * series[before + q]
-        sign = -sign
-    for q in range(np.uint64(0), np.uint64(count)):
-        series[out + q] = max(series[out + q], 0.0)
-
-
-@inlined
-def _multiply_weak(
-    moments, stride, first, cells, all_cells, gap, h, log_cdf, odds_powers, level, start, count, k, polynomial, series, sums,
-    tail,
-):  # fmt: skip
-    """Multiply the polynomial by that of the weak rivals, W = Π F · exp(Σ_m (−1)^(m+1) P_m s^m / m), P_m the sums of odds^m.
-
-    Args:
-        odds_powers: the tables of odds^m by cells, one after the other.
-        series: ((POWERS + k + more_terms(k)) · count,) float64, written to: W_n from (POWERS + n) · count on.
-        sums: ((1 + POWERS) · (MOST_COUNT + WHOLE),) float32, written to: Σ log F, P_1, P_2, …
-        tail: (count,) float64, scratch: Σ_{m≥n} W_m.
-    """
-    width, size = MOST_COUNT + WHOLE, len(odds_powers) // POWERS
-    clear(sums, 0, (1 + POWERS) * width)
-    for cell in range(all_cells, cells):
-        near = _near(cell, all_cells, gap, h, start, count)
-        if first[cell] == first[cell + 1] or near == count:
-            continue
-        c = np.int32(cell)
-        _add_from(sums, 0, log_cdf, 0, level, start, near, count, c, moments, stride)
-        for m in range(POWERS):
-            _add_from(sums, (1 + m) * width, odds_powers, m * size, level, start, near, count, c, moments, stride)
-    for i in range(POWERS * count):
-        series[i] = 0.0
-    _exp(sums, tail, count)
-    for q in range(count):
-        series[POWERS * count + q] = tail[q]
-    terms = k + more_terms(k)
-    for n in range(1, terms):
-        _next_term(series, (POWERS + n) * count, count, n, sums, width)
-    for q in range(count):
-        total = 0.0
-        if sums[width + q] < k:
-            for n in range(terms - 1, k - 1, -1):
-                total += series[(POWERS + n) * count + q]
-        else:
-            for n in range(k):
-                total += series[(POWERS + n) * count + q]
-            total = max(1 - total, 0.0)
-        tail[q] = total
-    for a in range(k):  # the part of e_k with a near rivals and k − a weak ones or more
-        for q in range(count):
-            polynomial[k * count + q] += polynomial[a * count + q] * tail[q]
-            tail[q] += series[(POWERS + k - 1 - a) * count + q]
-    for m in range(k - 1, -1, -1):
-        for q in range(np.uint64(0), np.uint64(count)):
-            polynomial[np.uint64(m * count) + q] *= series[np.uint64(POWERS * count) + q]
-        for a in range(m):
-            one, two, out = np.uint64(a * count), np.uint64((POWERS + m - a) * count), np.uint64(m * count)
-            for q in range(np.uint64(0), np.uint64(count)):
-                polynomial[out + q] += polynomial[one + q] * series[two + q]
 
 
 @jit
@@ -362,7 +111,7 @@ def _density_below(log_prob, level, floor, start, cell, powers, logs, small):
     for first in range(floor, start, WHOLE):
         clear(logs, 0, WHOLE)
         add_pieces(logs, log_prob, row_length(level), by_cell(cell, level) + first, WHOLE, powers, np.int32(0), 1)
-        _exp(logs, small, WHOLE)
+        exp_wide(logs, small, WHOLE)
         for q in range(min(WHOLE, start - first)):
             if (start - first - q) % 2:
                 odd += small[q]
@@ -393,14 +142,14 @@ def _add_gradient(grad, at, factor, table, level, start, count, cell, s, without
     """Add the gradient of one rival; returns it. without: (count,) float64, F r of the trials but one, changed."""
     for q in range(np.uint64(0), np.uint64(count)):
         without[q] = weights[q] * without[q] if weights[q] > 0 else 0.0
-    found = np.float32(factor * _slope(table, level, start, count, cell, s, without))
+    found = np.float32(factor * weighted_slope(table, level, start, count, cell, s, without))
     grad[at] += found
     return float(found)
 
 
 @jit
 def _add_weak_slopes(pieces, plane, from_cell, cells, slope_powers, at, shares):
-    """Add Σ_m share_m · (r · odds^m seen from one threshold) to the pieces of the cells from_cell … cells, and to some beyond."""
+    """Add Σ_m share_m · (r · odds^m seen from one threshold) to the pieces of the cells from_cell … cells and beyond (A32)."""
     n = len(slope_powers) // (POWERS + 1)
     factors = (
         shares[0], shares[1], shares[2], shares[3], shares[4], shares[5], shares[6], shares[7], shares[8]
@@ -430,7 +179,7 @@ def _rival_gradient(
         from_cell = all_cells
         for q in range(count - 1, -1, -1):
             if q % 8 == 7:  # near rivals come in eights
-                while from_cell < cells and _near(from_cell, all_cells, gap, h, start, count) > q - 7:
+                while from_cell < cells and near_thresholds(from_cell, all_cells, gap, h, start, count) > q - 7:
                     from_cell += 1
             if weights[q] > 0:
                 sign = -inverse * weights[q]
@@ -443,14 +192,14 @@ def _rival_gradient(
             clear(pieces, m * plane + cells, (m + 1) * plane)
         rest += read_off(grad, base, C, cell_of, offset, pieces, plane)
     for cell in range(strong_cells, cells):
-        near = _near(cell, all_cells, gap, h, start, count)
+        near = near_thresholds(cell, all_cells, gap, h, start, count)
         if near == 0:
             break
         for i in range(first[cell], first[cell + 1]):
             j = order[i]
-            _log_odds(log_odds, level, start, near, np.int32(cell), offset[j], odds)
-            _chances(odds, near, magnitude, small, less, more)
-            _without(polynomial, count, k, less, more, near, without)
+            log_odds_of(log_odds, level, start, near, np.int32(cell), offset[j], odds)
+            chances(odds, near, magnitude, small, less, more)
+            without_trial(polynomial, count, k, less, more, near, without)
             rest += _add_gradient(
                 grad, base + j, -inverse, slope_by_cell, level, start, near, np.int32(cell), offset[j], without, weights
             )  # fmt: skip
@@ -461,8 +210,8 @@ def _rival_gradient(
             after[q] = 1.0
     for i in range(first[strong_cells] - 1, -1, -1):
         j = order[i]
-        _log_odds(log_odds, level, start, count, cell_of[j], offset[j], odds)
-        _chances(odds, count, magnitude, small, less, more)
+        log_odds_of(log_odds, level, start, count, cell_of[j], offset[j], odds)
+        chances(odds, count, magnitude, small, less, more)
         for q in range(count):
             without[q] = 0.0
         for m in range(k):
@@ -473,7 +222,7 @@ def _rival_gradient(
         rest += _add_gradient(
             grad, base + j, -inverse, slope_by_cell, level, start, count, cell_of[j], offset[j], without, weights
         )  # fmt: skip
-        _add_trial(after, count, k, less, more, count)
+        add_trial(after, count, k, less, more, count)
     grad[base + y] = -rest
 
 
@@ -535,7 +284,7 @@ def topk_rows(
         if own == -np.inf:
             log_p[b], records[b, STATUS] = -np.inf, LOST
             continue
-        kth = _kth_highest(scores, base, C, y, k, best)
+        kth = kth_highest(scores, base, C, y, k, best)
         if kth == -np.inf:
             continue
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
@@ -556,9 +305,9 @@ def topk_rows(
         limit = np.int64(min((faint - start * (1.0 / (STEPS << level))) / CELL + 1, float(MAX_CELLS)))
         locate(scores, base, base + C, top, np.float32(inverse / CELL), limit, cell_of, offset)
         cell_of[y] = limit
-        _sort(C, cell_of, limit, first, order)
+        sort_by_cell(C, cell_of, limit, first, order)
         stride, highest_cells = padded(limit + 1), limit
-        if C >= CLASSES_PER_RANK * k:
+        if CLASSES_PER_RANK * k <= C:
             deposit(C, cell_of, offset, moments, stride)
             highest_cells = 0
             while highest_cells < limit and first[highest_cells] < k + MORE_NEAR:
@@ -579,12 +328,12 @@ def topk_rows(
             if first[strong_cells] > most:
                 break
             gap = weak_gap if final else rough_gap
-            _multiply_near(
+            multiply_near(
                 first, order, cell_of, offset, cells, strong_cells, all_cells, gap, h, log_odds, level, start, count, k,
                 polynomial, before, odds, magnitude, small, less, more,
             )  # fmt: skip
             if all_cells < cells:
-                _multiply_weak(
+                multiply_weak(
                     moments, stride, first, cells, all_cells, gap, h, log_cdf, odds_powers, level, start, count, k, polynomial,
                     series, sums, beyond,
                 )  # fmt: skip
@@ -594,7 +343,7 @@ def topk_rows(
                 powers[m] = powers[m - 1] * np.float32(2 * (own_cell + t / CELL) + 1)
             clear(odds, 0, count)
             add_pieces(odds, log_prob, row_length(level), by_cell(own_cell, level) + start, count, powers, np.int32(0), 1)
-            _exp(odds, density, count)
+            exp_wide(odds, density, count)
             _terms(polynomial, k, density, below, beyond, count)
             even, odd, highest = _even_and_odd(below, count)
             even_beyond, odd_beyond, highest_beyond = _even_and_odd(beyond, count)
@@ -648,7 +397,7 @@ def topk_rows(
                     density, odds, magnitude, small, less, more, without, pieces, stride, shares, grad,
                 )  # fmt: skip
             break
-        if C >= CLASSES_PER_RANK * k:
+        if CLASSES_PER_RANK * k <= C:
             clear(moments, 0, MOMENTS * stride)
         unserved |= records[b, STATUS] == UNSERVED
     release(scratch)
