@@ -94,3 +94,18 @@ def test_the_record_of_a_kernel_is_checked_when_it_is_made() -> None:
     with pytest.raises(ValueError, match="unknown name 'cpuu'; did you mean 'cpu'"):
         Kernel("cpuu")
     assert REFERENCE.refusal("anything", SCORES) == ""
+
+
+@pytest.mark.parametrize("noise", ["normal", "logistic"])
+def test_rows_that_a_kernel_passes_on_are_counted_and_said_once(noise: str) -> None:
+    scores, target = 0.1 * SCORES, TARGET.clone()
+    scores[:3, 7] = 1e4  # the target lies farther behind than the tables reach
+    with pytest.warns(lossmith.PerformanceWarning, match=r"^argmax_log_prob: .*farther than the kernel's tables") as said:
+        _ = [functional.argmax_log_prob(scores.repeat(10, 1), target.repeat(10), noise=noise) for _ in range(2)]
+    assert len(said) == 1
+    assert lossmith.last_kernel() == "cpu, 30 rows by reference"
+    scores[4, :2] = 1e4  # the same for the two highest
+    functional.topk_log_prob(scores, target, 2, noise=noise)
+    assert lossmith.last_kernel() == "cpu, 4 rows by reference"
+    functional.argmax_log_prob(scores[3:], target[3:], noise=noise)
+    assert lossmith.last_kernel() == "cpu"

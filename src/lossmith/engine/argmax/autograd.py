@@ -29,7 +29,7 @@ from lossmith.engine.argmax.kernels.record import (
 from lossmith.engine.argmax.kernels.tables import backward_arrays, forward_arrays
 from lossmith.engine.runtime import dtensor
 from lossmith.engine.runtime.compiling import announced
-from lossmith.engine.runtime.select import choose, give_up, record
+from lossmith.engine.runtime.select import choose, give_up, record, record_rows
 from lossmith.engine.runtime.threads import apart, run_team
 from lossmith.inputs import check_score_values, check_target_values, has_tangent, is_wrapped, owns_memory
 from lossmith.noise import Noise
@@ -126,6 +126,8 @@ def _value(
         records[:, STATUS] = torch.where(target == ignored, SURE, UNSERVED)
     if unserved:
         remaining = records[:, STATUS] == UNSERVED
+        if kernel != "reference":
+            record_rows(OPERATION, kernel, int(remaining.sum()), scores.shape[-1])
         rows = _rows_of(remaining, scores, target, scale)
         log_p.masked_scatter_(remaining, _by_reference(*rows, noises.by_key(noise), ignored))
     return outputs, unserved

@@ -22,7 +22,7 @@ from lossmith.engine.argmax.dispatch import OPERATION as TARGET
 from lossmith.engine.argmax.kernels.record import CLASSES_PER_THREAD, COLUMNS, KEPT_OTHER, STATUS, UNSERVED
 from lossmith.engine.argmax.kernels.tables import backward_arrays, every_arrays, has_odds, one_pass_arrays, topk_arrays
 from lossmith.engine.runtime.compiling import announced
-from lossmith.engine.runtime.select import REFERENCE, Kernel, broken, choose, give_up, record
+from lossmith.engine.runtime.select import REFERENCE, Kernel, broken, choose, give_up, record, record_rows
 from lossmith.engine.runtime.threads import run_team
 from lossmith.inputs import (
     all_count,
@@ -276,6 +276,8 @@ class _Every(torch.autograd.Function):
         if bad:
             check_score_values(z)
         if left is not None:
+            if len(saved):
+                record_rows(OPERATION, "cpu", int(left.sum()), z.shape[-1])
             log_p[left] = _plain(*_rows_of(left, z, sigma), noise)
         ctx.noise, ctx.left = noise, left
         ctx.save_for_backward(scores, scale, log_p, *saved)
@@ -333,6 +335,8 @@ class _Target(torch.autograd.Function):
             check_target_values(target, classes, ignored)
             check_score_values(z[target != ignored])
         if left is not None:
+            if not bad:
+                record_rows(TOPK if rank > 1 else TARGET, "cpu", int(left.sum()), classes)
             _by_plain_torch(left, z, target, scale, noise, rank, log_p, grad)
         ctx.noise, ctx.ignored, ctx.rank = noise, ignored, rank
         ctx.save_for_backward(scores, target, scale, grad)

@@ -92,7 +92,7 @@ def _differentiate(name: str, tensors: Sequence[Tensor], noise: str, number: flo
             return [torch.zeros_like(x) for x in tensors]
         asked = [x for x in leaves if x.requires_grad]
         parts = iter(torch.autograd.grad(value, asked, upstream, allow_unused=True, materialize_grads=True))
-        return [next(parts).clone() if x.requires_grad else torch.zeros_like(x) for x in leaves]
+        return [torch.empty_like(x).copy_(next(parts)) if x.requires_grad else torch.zeros_like(x) for x in leaves]
 
     return apart(found)
 

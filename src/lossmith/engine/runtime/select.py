@@ -72,9 +72,10 @@ class Kernel:
 
 
 REFERENCE = Kernel("reference")
+BEARABLE = 1024  # scores up to which the reference costs no more than some milliseconds
 
 
-def choose(operation: str, kernels: Sequence[Kernel], scores: Tensor, *call: Any, bearable: int = 1024) -> str:
+def choose(operation: str, kernels: Sequence[Kernel], scores: Tensor, *call: Any, bearable: int = BEARABLE) -> str:
     """The name of the kernel for this call.
 
     Args:
@@ -157,7 +158,7 @@ def last_kernel() -> str | None:
     """What computed the latest call of this thread: "cpu", "cuda", "reference" or "closed form"; None before the first.
 
     Every function of ``lossmith.functional`` with noise counts, and so do the losses on them. Rows that a kernel passes on (a
-    target more than some 60 scales behind) are computed by the reference and not recorded.
+    target more than some 60 scales behind) are counted: "cpu, 3 rows by reference".
     """
     return _ran.get()
 
@@ -166,6 +167,14 @@ def record(name: str) -> None:
     """Note what ran."""
     if not torch.compiler.is_compiling():  # a graph holds no context of Python
         _ran.set(name)
+
+
+def record_rows(operation: str, name: str, rows: int, classes: int) -> None:
+    """Note that a kernel ran and passed some rows on to the reference; say so once where that costs."""
+    record(f"{name}, {rows} row{'s' if rows > 1 else ''} by reference")
+    if rows * classes > BEARABLE:
+        reach = "rows of scores spread farther than the kernel's tables reach; scale the scores down or the noise up"
+        warn_of_price(operation, reach)
 
 
 @contextmanager
