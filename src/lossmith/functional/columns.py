@@ -20,6 +20,7 @@ from lossmith.inputs import one_hot
 from lossmith.noise import Gumbel, Noise, Normal
 
 TINY = 1e-8  # an AUC, or what it lacks, below which, the error being 1e-14, the hardest pairs are taken in log space
+SMALLEST = 1e-290  # a sum over pairs, below which a float64 loses digits
 HARDEST = 256  # of either side
 MOST_PAIRS = 1 << 20  # of a positive and any sample: beyond, the kernel of one column, which takes no pairs, costs less
 # P(a lead of δ ≥ 0 is lost), by a formula with all its digits
@@ -61,7 +62,7 @@ def _log_auc(x: Sequence[Tensor], noise: Noise, max_fpr: float) -> Tensor:
     zero = z.new_zeros(z.shape[1])
     won, lost = (zero.index_add(0, column, sums) / pairs.clamp_min(1) for sums in (won, lost))
     least = torch.minimum(won, lost)
-    if bool(((least < TINY) & (pairs > 0)).any()):
+    if bool(((least < SMALLEST) & (pairs > 0)).any()):
         return _auc_by_column(x, noise, max_fpr)
     select.record("closed form")
     behind = won < 0.5

@@ -173,8 +173,10 @@ class AUCLoss(RankingLoss):
     ``sklearn.metrics.roc_auc_score``. For classes, that function takes the softmax and multi_class="ovr". For ``max_fpr``, the
     value is the one before that function's standardization, divided by α.
 
-    Range: if AUC or 1 − AUC is below 1e-8, only the 256 hardest positives and negatives are summed, as logarithms.
-    Cost: twice ``functional.expected_auc`` for each class.
+    Range: if AUC or 1 − AUC is below 1e-8, only the 256 hardest positives and negatives are summed, as logarithms, unless all
+    pairs are.
+    Cost: with normal or Gumbel noise and up to a million pairs of a positive and a sample, O(pairs + n · C) for all classes
+    together; otherwise, and for ``max_fpr``, twice ``functional.expected_auc`` for each class.
 
     >>> AUCLoss(scale=1e-6, q=0.0)(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
     tensor(0.2500)

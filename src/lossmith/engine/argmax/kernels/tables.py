@@ -128,14 +128,14 @@ def _coarsest(noise: Noise) -> int | None:
     return None
 
 
-def _lowest(noise: Noise, lead: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest threshold that counts with one rival, for each lead, and the highest of log f(u − t) (1 − F(u)).
+def _lowest(noise: Noise, lead: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """The lowest threshold that counts with k equal rivals, for each lead, and the highest of log f(u − t) (1 − F(u))^k.
 
     More rivals move both integrands up. A class behind has p < 1/2 at most, and is not integrated from the other side.
     """
     u = torch.arange(-FARTHEST, FARTHEST, PACE, dtype=torch.float64)
     density = noise.log_prob(u - lead.unsqueeze(-1))
-    p, doubt = density + noise.log_cdf(u), density + noise.log_sf(u)
+    p, doubt = density + noise.log_cdf(u), density + k * noise.log_sf(u)
     highest = doubt.amax(-1)
     counts = p > p.amax(-1, keepdim=True) - DROP
     counts |= (doubt > highest.unsqueeze(-1) - DROP) & (lead >= 0).unsqueeze(-1)
@@ -299,7 +299,7 @@ def has_odds(noise: str) -> bool:
 
 @lru_cache(maxsize=256)
 def topk_arrays(noise: str, classes: int, k: int) -> dict[str, NDArray[Any]]:
-    """What log P(among the k highest) takes of a noise: tables of the odds, ``flat_tables``, lowest and depth, and numbers.
+    """What log P(among the k highest) takes of a noise: tables of the odds, ``flat_tables``, lowest for k, and numbers.
 
     numbers: (11,) float64: high, the three leads and coarsest of ``Tables``; the quantile 1 − 1/C; scales above a class beyond
     which 1 − F < NEVER; scales from a threshold up to a rival that is strong, whose odds to the power of k − 1 are
@@ -311,7 +311,14 @@ def topk_arrays(noise: str, classes: int, k: int) -> dict[str, NDArray[Any]]:
     levels = [1 - NEVER, 1 / (1 + growing), 1 / (1 + WEAK_ODDS), 1 / (1 + MOST_ODDS)]
     faint, far, weak, rough = noises.by_key(noise).icdf(torch.tensor(levels, dtype=torch.float64, device="cpu")).tolist()
     numbers = [*given["numbers"][:6], faint, -far, weak, rough, k]
-    return {**odds_tables, **given, "numbers": np.array(numbers)}
+    return {**odds_tables, **given, "lowest": _lowest_of_rank(noise, k), "numbers": np.array(numbers)}
+
+
+@lru_cache(maxsize=64)
+def _lowest_of_rank(noise: str, k: int) -> NDArray[np.float64]:
+    """As ``Tables.lowest``, of thresholds seen from the k-th highest rival."""
+    lead = torch.arange(-FARTHEST, FARTHEST, PACE, dtype=torch.float64, device="cpu")
+    return _lowest(noises.by_key(noise), lead, k)[0].numpy()
 
 
 @lru_cache(maxsize=64)

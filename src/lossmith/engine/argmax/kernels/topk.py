@@ -54,6 +54,7 @@ from lossmith.engine.runtime.simd import WHOLE, add_multiples
 
 FARTHEST_KTH = 48.0  # scales from the strongest rival down to the k-th, at most: the tables reach twice as far
 LEAST_TOTAL = 1e-250  # a smaller integral has lost digits below the smallest float64
+LEAST_DOUBT = 1e-46  # 1 − p beyond which log p is 0 in float32
 RESOLVED = 1e-4  # bound of |even − odd| / (even + odd): the error at twice the step, and about the root of that at the step
 JUMP = 0.3  # bound of the change of P(k or more exceed u) from one threshold to the next, where the density is not small
 LEAST_KEPT = 12  # thresholds whose terms are kept: a peak that is a Gaussian needs so many
@@ -357,6 +358,9 @@ def topk_rows(
             if complement:
                 even, odd, highest, chosen = even_beyond, odd_beyond, highest_beyond, beyond
             total = even + odd
+            if complement and h * total < LEAST_DOUBT:
+                records[b, STATUS] = SURE
+                break
             if not total > LEAST_TOTAL:
                 break
             begin, end = 0, count - 1
