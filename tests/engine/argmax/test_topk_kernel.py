@@ -13,7 +13,7 @@ from lossmith.functional import topk_log_prob
 from lossmith.noise import Noise
 
 EACH = pytest.mark.parametrize("noise", [noises.get("normal"), noises.get("logistic")], ids=str)
-SIZES = [(4, 2), (6, 3), (10, 2), (10, 5), (30, 5), (100, 5), (150, 100), (200, 20), (300, 3), (1000, 5)]
+SIZES = [(4, 2), (6, 3), (10, 2), (10, 5), (12, 9), (16, 11), (30, 5), (100, 5), (150, 100), (200, 20), (300, 3), (1000, 5)]
 
 
 def rows_of(classes: int, rank: int, spread: float, rows: int = 10) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,7 @@ SMALL = 1e-10
 LOG_SMALLEST = -88.0  # the logarithm of the smallest float32 with all its digits
 FLOOR = 1e-32  # p, with one rival, of a class that is not followed farther down
 LARGEST = 1e38  # that a float32 holds
+BEHIND = 8.0  # scales behind the k-th highest rival from which a target hardly ever is among the k highest
 NEVER = 1e-13  # 1 − F of a rival that never exceeds a threshold, even 100,000 of them
 MOST_GROWTH = 1e8  # by how much the rounding of a float64 may grow where a trial is taken out of a polynomial
 POWERS = 8  # of the odds of weak rivals that their series has
@@ -131,14 +132,14 @@ def _coarsest(noise: Noise) -> int | None:
 def _lowest(noise: Noise, lead: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """The lowest threshold that counts with k equal rivals, for each lead, and the highest of log f(u − t) (1 − F(u))^k.
 
-    More rivals move both integrands up. A class behind has p < 1/2 at most, and is not integrated from the other side.
+    More rivals move both integrands up. Behind one rival p < 1/2, and is not integrated from the other side.
     """
     u = torch.arange(-FARTHEST, FARTHEST, PACE, dtype=torch.float64)
     density = noise.log_prob(u - lead.unsqueeze(-1))
     p, doubt = density + noise.log_cdf(u), density + k * noise.log_sf(u)
     highest = doubt.amax(-1)
     counts = p > p.amax(-1, keepdim=True) - DROP
-    counts |= (doubt > highest.unsqueeze(-1) - DROP) & (lead >= 0).unsqueeze(-1)
+    counts |= (doubt > highest.unsqueeze(-1) - DROP) & (lead >= (0 if k == 1 else -BEHIND)).unsqueeze(-1)
     return u[counts.int().argmax(-1)] - PACE, highest
 
 

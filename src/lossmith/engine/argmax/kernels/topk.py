@@ -295,15 +295,17 @@ def topk_rows(
         if lead >= sure_lead:
             continue
         records[b, STATUS] = UNSERVED
-        if not (least_lead <= lead < most_lead and depth <= FARTHEST_KTH and inverse < LARGEST_INVERSE):
+        level, lowest_u = coarsest, -np.inf
+        if least_lead <= lead < most_lead and depth <= FARTHEST_KTH and inverse < LARGEST_INVERSE:
+            lowest_u = lowest[np.int64((lead + FARTHEST) / PACE)] - depth - SPARE
+        if not (min(lowest_u, lowest_u - t) > SPARE - FARTHEST):  # where the tables begin
             unserved = True
             continue
-        level = coarsest
-        start = np.int64(np.floor((lowest[np.int64((lead + FARTHEST) / PACE)] - depth - SPARE) * (STEPS << level)))
+        start = np.int64(np.floor(lowest_u * (STEPS << level)))
         reach = max(lead, max(guess, 0.0)) + high - depth
         count = padded(np.int64(np.ceil(reach * (STEPS << level))) - start + 1)
         final, complement, lowest_met = False, False, start
-        limit = np.int64(min((faint - start * (1.0 / (STEPS << level))) / CELL + 1, float(MAX_CELLS)))
+        limit = np.int64(min(max((faint - lowest_u) / CELL, 0.0) + 2, float(MAX_CELLS)))
         locate(scores, base, base + C, top, np.float32(inverse / CELL), limit, cell_of, offset)
         cell_of[y] = limit
         sort_by_cell(C, cell_of, limit, first, order)
