@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lossmith.engine.ranking.autograd import MOST_UNITS
 from lossmith.engine.runtime import custom_op as opaque
 from lossmith.engine.runtime import select
 from lossmith.functional.argmax import argmax_log_prob
@@ -62,7 +63,8 @@ def _log_auc(x: Sequence[Tensor], noise: Noise, max_fpr: float) -> Tensor:
     zero = z.new_zeros(z.shape[1])
     won, lost = (zero.index_add(0, column, sums) / pairs.clamp_min(1) for sums in (won, lost))
     least = torch.minimum(won, lost)
-    if bool(((least < SMALLEST) & (pairs > 0)).any()):
+    wide = lead.detach().masked_fill(~counts, 0.0).abs().amax() > MOST_UNITS  # which the kernel refuses in words
+    if bool(((least < SMALLEST) & (pairs > 0)).any() | wide):
         return _auc_by_column(x, noise, max_fpr)
     select.record("closed form")
     behind = won < 0.5
