@@ -89,3 +89,11 @@ def test_near_perfection_and_many_pairs_go_column_by_column(noise: str, monkeypa
     monkeypatch.setattr(columns, "MOST_PAIRS", 100)
     lossmith.AUCLoss("multiclass", noise=noise)(scores, target)
     assert lossmith.last_kernel() != "closed form"
+
+
+@EACH
+def test_a_class_whose_scores_are_not_finite_is_refused(noise: str) -> None:
+    scores, target = torch.randn(12, 4, generator=torch.Generator().manual_seed(4)), torch.arange(12) % 3
+    scores[:, 1] = -torch.inf
+    with pytest.raises(ValueError, match=r"^scores: expected finite numbers, got -inf"):
+        lossmith.AUCLoss("multiclass", noise=noise)(scores, target)
