@@ -151,7 +151,7 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
     x = compute_type(scores)
     scale = checked_scale(scale, x)
     if _has_fused(x, distribution):
-        sigma = scale.reshape(-1) if isinstance(scale, Tensor) else x.new_full((1,), scale)
+        sigma = fused.flat_scale(scale, x)
         return fused.log_probs(_rows(x), sigma, distribution).view_as(x).to(scores.dtype)
     check_score_values(scores)
     z = _centred(scores) / scale
@@ -207,7 +207,7 @@ def topk_log_prob(
     scale = checked_scale(scale, x)
     if k < scores.shape[-1] and fused.serves_topk(x, target, scale, distribution):
         select.record("cpu")
-        sigma = scale.reshape(-1) if isinstance(scale, Tensor) else x.new_full((1,), scale)
+        sigma = fused.flat_scale(scale, x)
         log_p = fused.target_log_prob(_rows(x), target.long().flatten(), sigma, distribution, rank=k)
         return log_p.view_as(target).to(scores.dtype)
     check_score_values(scores)

@@ -6,6 +6,7 @@ Gumbel noise. Under a transform of torch.func, and compiled, plain torch or the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -84,7 +85,7 @@ def checked_log_prob(
         scores = torch.maximum(scores, own - margin)
     if closed and not softmax:
         return _by_formula(scores, index, noise, scale, ignored)
-    sigma = scale.reshape(-1) if isinstance(scale, Tensor) else scores.new_full((1,), scale)
+    sigma = flat_scale(scale, scores)
     rows = scores if scores.dim() == 2 else scores.reshape(-1, classes)
     try:
         if softmax or (is_plain and choose(TARGET, TARGET_KERNELS, rows, noise.key) == "cpu"):
@@ -112,6 +113,11 @@ def _by_formula(scores: Tensor, index: Tensor, noise: Noise, scale: float | Tens
 def _is_plain(tensor: Tensor) -> bool:
     """Whether kernels may read its memory: not compiled, no wrapper, not under ``torch.func`` or in forward mode."""
     return not torch.compiler.is_compiling() and owns_memory(tensor) and not is_wrapped(tensor) and not has_tangent(tensor)
+
+
+def flat_scale(scale: float | Tensor, scores: Tensor) -> Tensor:
+    """The scale as ``log_probs`` and ``target_log_prob`` take it, (1,) or (rows,), from a number or a tensor (…, 1)."""
+    return scale.reshape(-1) if isinstance(scale, Tensor) else scores.new_full((1,), scale)
 
 
 def serves(scores: Tensor, noise: Noise) -> bool:
@@ -174,36 +180,18 @@ def _kernels() -> Any:
 
 
 @lru_cache(maxsize=256)
-def _arrays_of_noise(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
-    """The last part of a job, and the arrays to keep alive for it."""
-    arrays = every_arrays(noise, classes)
-    return _kernels().EVERY.tail(arrays), arrays
-
-
-@lru_cache(maxsize=256)
-def _arrays_of_one_pass(noise: str, classes: int) -> tuple[NDArray[np.int64], Any]:
-    arrays = one_pass_arrays(noise, classes)
-    return _kernels().ONE_PASS.tail(arrays), arrays
-
-
-@lru_cache(maxsize=256)
-def _arrays_of_topk(noise: str, classes: int, rank: int) -> tuple[NDArray[np.int64], Any]:
-    arrays = topk_arrays(noise, classes, rank)
-    return _kernels().TOPK.tail(arrays), arrays
-
-
-@lru_cache(maxsize=64)
-def _arrays_of_gradient(noise: str) -> tuple[NDArray[np.int64], Any]:
-    arrays = backward_arrays(noise)
-    return _kernels().EVERY_GRADIENT.tail(arrays), arrays
+def _tail(layout: str, make: Callable[..., dict[str, NDArray[Any]]], *call: Any) -> tuple[NDArray[np.int64], Any]:
+    """The last part of a job of that layout, and the arrays to keep alive for it, which ``make`` gives for the call."""
+    arrays = make(*call)
+    return getattr(_kernels(), layout).tail(arrays), arrays
 
 
 def _run(
-    function: Any, layout: Any, rows: int, classes: int, option: int, arrays: dict[str, Tensor], tail: Any = None
+    function: Any, layout: Any, rows: int, classes: int, ignored: int, arrays: dict[str, Tensor], tail: Any = None
 ) -> tuple[bool, bool]:
     """Run a team function on all rows: whether a row was bad, and whether one is left to the reference."""
     size = max(1, min(torch.get_num_threads(), rows, rows * (classes + 64) // CLASSES_PER_THREAD))
-    numbers = {"turn": -(-rows // (TURNS * size)), "rows": rows, "classes": classes, "option": option}
+    numbers = {"turn": -(-rows // (TURNS * size)), "rows": rows, "classes": classes, "ignored": ignored}
     job = layout.job(numbers, arrays, tail)
     run_team(function.ctypes, function.address, job.ctypes.data, size)
     return bool(job[layout.numbers.bad]), bool(job[layout.numbers.unserved])
@@ -238,7 +226,7 @@ def _by_kernel(scores: Tensor, scale: Tensor, noise: Noise, log_p: Tensor, saved
         return _run(kernels.softmax_team, kernels.SOFTMAX, rows, classes, 0, arrays)[0], None
     records = torch.zeros(rows, COLUMNS, dtype=torch.int32)
     arrays |= {"weights": scores.new_zeros(rows, KEPT_OTHER), "records": records, "lines": scores.new_zeros(rows, 2)}
-    tail = _arrays_of_noise(noise.key, classes)[0]
+    tail = _tail("EVERY", every_arrays, noise.key, classes)[0]
     bad, unserved = _run(kernels.every_team, kernels.EVERY, rows, classes, 0, arrays, tail)
     saved += (arrays["weights"], records, arrays["lines"])
     return bad, records[:, STATUS] == UNSERVED if unserved else None
@@ -255,7 +243,7 @@ def _gradient_by_kernel(
         return
     weights, records, lines = saved
     arrays |= {"scores": scores.contiguous(), "weights": weights, "records": records, "lines": lines}
-    tail = _arrays_of_gradient(noise.key)[0]
+    tail = _tail("EVERY_GRADIENT", backward_arrays, noise.key)[0]
     _run(kernels.every_gradient_team, kernels.EVERY_GRADIENT, rows, classes, 0, arrays, tail)
 
 
@@ -320,9 +308,11 @@ class _Target(torch.autograd.Function):
             else:
                 arrays["records"] = records = torch.empty(rows, COLUMNS, dtype=torch.int32)
                 if rank == 1:
-                    team, layout, (tail, _) = kernels.one_pass_team, kernels.ONE_PASS, _arrays_of_one_pass(noise.key, classes)
+                    team, layout = kernels.one_pass_team, kernels.ONE_PASS
+                    tail = _tail("ONE_PASS", one_pass_arrays, noise.key, classes)[0]
                 else:
-                    team, layout, (tail, _) = kernels.topk_team, kernels.TOPK, _arrays_of_topk(noise.key, classes, rank)
+                    team, layout = kernels.topk_team, kernels.TOPK
+                    tail = _tail("TOPK", topk_arrays, noise.key, classes, rank)[0]
                 bad, unserved = _run(team, layout, rows, classes, ignored, arrays, tail)
             if unserved:
                 left = records[:, STATUS] == UNSERVED

@@ -23,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 
 from lossmith.engine.argmax.kernels.tables import CELL, FARTHEST, MOMENTS, PHASES, SQUARE_LEVEL, STEPS, WIDTH
-from lossmith.engine.runtime.compiled import jit
+from lossmith.engine.runtime.compiled import inlined, jit
 from lossmith.engine.runtime.simd import WHOLE, add_multiples, float_of
 
 FINE_BITS = 3
@@ -306,6 +306,23 @@ def add_pieces(out, table, width, at, count, moments, c, stride):
     for q in range(0, count, WHOLE):
         i, w = at + q, width
         add_multiples(out, q, table, (i, i + w, i + 2 * w, i + 3 * w, i + 4 * w, i + 5 * w), factors)
+
+
+@inlined
+def add_function(out, table, sign, lead, level, start, count, powers):
+    """out += sign · function(u − lead) at the thresholds.
+
+    Args:
+        out: (≥ padded(count),) float32, in the unit of the table.
+        table: float32, the function's pieces, ordered by cells.
+        sign: float32, 1 or −1. lead: float64, in scales over the strongest rival.
+        powers: (MOMENTS,) float32, scratch: sign · s^m, with s the place of the lead in its cell.
+    """
+    cell = np.int32(np.floor(-lead / CELL))
+    powers[0] = sign
+    for m in range(1, MOMENTS):
+        powers[m] = powers[m - 1] * np.float32(2 * (cell + lead / CELL) + 1)
+    add_pieces(out, table, row_length(level), by_cell(cell, level) + start, count, powers, np.int32(0), np.int64(1))
 
 
 @jit

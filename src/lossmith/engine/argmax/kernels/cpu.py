@@ -34,8 +34,7 @@ from lossmith.engine.argmax.kernels.cells import (
     FINE,
     INFINITY,
     MINUS_INFINITY,
-    add_pieces,
-    by_cell,
+    add_function,
     clear,
     deposit,
     deposit_each,
@@ -50,7 +49,6 @@ from lossmith.engine.argmax.kernels.cells import (
     pieces_of,
     read_off,
     read_off_fine,
-    row_length,
     slope_at,
     spread_fine,
     sum_pieces,
@@ -88,7 +86,8 @@ ABOUT_HALF = -0.6931  # log p from which on 1 − p is the smaller: log ½, near
 TINY = 1e-37  # beside the smallest float32: a divisor or a logarithm needs more than 0
 LARGEST_INVERSE = 1e30  # 1/σ from which on float32 places of classes overflow
 
-exact = kernel("nsz", "contract")  # (x + R) − R stays
+EXACT = ("nsz", "contract")  # (x + R) − R stays
+exact = kernel(*EXACT)
 LOG2_E = np.float32(math.log2(math.e))
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)
 ROUND = np.float32(1.5 * 2**23)  # added and taken away, it leaves the nearest integer
@@ -98,24 +97,31 @@ NEAR_ZERO = np.float32(-0.7)  # from here to 0 the series of 1 − e^x is used, 
 INVERSE_FACTORIALS = tuple(np.float32(1 / math.factorial(n)) for n in range(11))
 
 
+@kernel(*EXACT, inlined=True)
+def exp_parts(x):
+    """p and n, both float32, with e^x = p 2^n, for |x| ≤ 700; p to 1e-7. No libm, so that loops become vector instructions.
+
+    x = n log 2 + r with |r| ≤ log(2)/2; p is a polynomial in r.
+    """
+    n = (x * LOG2_E + ROUND) - ROUND
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    p = INVERSE_FACTORIALS[7]
+    p = p * r + INVERSE_FACTORIALS[6]
+    p = p * r + INVERSE_FACTORIALS[5]
+    p = p * r + INVERSE_FACTORIALS[4]
+    p = p * r + INVERSE_FACTORIALS[3]
+    p = p * r + INVERSE_FACTORIALS[2]
+    p = p * r + np.float32(1)
+    return p * r + np.float32(1), n
+
+
 @exact
 def _exp_into(x, out, count):
-    """out = e^x for x ≤ 80, to 1e-7; 0 below LEAST_EXPONENT. No libm, so that the loop becomes vector instructions.
-
-    x = n log 2 + r with |r| ≤ log(2)/2; the exponential of r is a polynomial, 2^n is made of bits.
-    """
+    """out = e^x for x ≤ 80, to 1e-7; 0 below LEAST_EXPONENT."""
     for q in range(np.uint64(0), np.uint64(count)):
         y = max(x[q], LEAST_EXPONENT)
-        n = (y * LOG2_E + ROUND) - ROUND
-        r = (y - n * LN2_HIGH) - n * LN2_LOW
-        p = INVERSE_FACTORIALS[7]
-        p = p * r + INVERSE_FACTORIALS[6]
-        p = p * r + INVERSE_FACTORIALS[5]
-        p = p * r + INVERSE_FACTORIALS[4]
-        p = p * r + INVERSE_FACTORIALS[3]
-        p = p * r + INVERSE_FACTORIALS[2]
-        p = p * r + np.float32(1)
-        p = (p * r + np.float32(1)) * float_of((np.int32(n) + EXPONENT_BIAS) << MANTISSA_BITS)
+        p, n = exp_parts(y)
+        p *= float_of((np.int32(n) + EXPONENT_BIAS) << MANTISSA_BITS)
         out[q] = p if x[q] > LEAST_EXPONENT else np.float32(0)
 
 
@@ -301,12 +307,8 @@ def evaluate(
     """
     level, start, count = np.int64(records[b, LEVEL]), np.int64(records[b, START]), np.int64(records[b, COUNT])
     h = 1.0 / (STEPS << level)
-    own_cell = np.int32(np.floor(-t / CELL))
-    powers[0] = 1
-    for m in range(1, MOMENTS):
-        powers[m] = powers[m - 1] * np.float32(2 * (own_cell + t / CELL) + 1)
     clear(logs, 0, count)
-    add_pieces(logs, log_prob, row_length(level), by_cell(own_cell, level) + start, count, powers, np.int32(0), 1)
+    add_function(logs, log_prob, np.float32(1), t, level, start, count, powers)
     peak = _peak(logs, sums, exponent, count)
     _exp_into(exponent, product, count)  # f e^G, in units of its peak
     even, odd, biggest = _sums(product, count)
@@ -580,6 +582,6 @@ def forward_and_backward(
             )  # fmt: skip
             if C >= FINE_FROM:
                 clear(fine, 0, 3 * FINE * padded(records[b, CELLS] + 1))
-        clear(weights, 0, records[b, COUNT])
+        clear(weights, 0, np.int64(records[b, COUNT]))
     release(scratch)
     return bad, unserved

@@ -14,11 +14,11 @@ from lossmith.engine.runtime.launch import Layout, array, array_as, job_at, matr
 
 # bad: result, 1 if a row or a target was bad. unserved: result, 1 if a row was left to the reference. rows, classes: of the
 # scores. ignored: the target of a row that is not looked at.
-_NUMBERS = ("bad", "unserved", "rows", "classes", "ignored")
+NUMBERS = ("bad", "unserved", "rows", "classes", "ignored")
 
 FORWARD = Layout(
     "forward_team",
-    _NUMBERS,
+    NUMBERS,
     scores=np.float32,
     target=np.int64,
     scale=np.float32,
@@ -33,7 +33,7 @@ FORWARD = Layout(
 )
 BACKWARD = Layout(
     "backward_team",
-    _NUMBERS,
+    NUMBERS,
     scores=np.float32,
     target=np.int64,
     scale=np.float32,

@@ -33,8 +33,7 @@ from lossmith.engine.argmax.kernels.cells import (
     FINE,
     INFINITY,
     MINUS_INFINITY,
-    add_pieces,
-    by_cell,
+    add_function,
     clear,
     gather_fine,
     interleave,
@@ -44,7 +43,6 @@ from lossmith.engine.argmax.kernels.cells import (
     pieces_of,
     read_off,
     read_off_fine,
-    row_length,
     slope_at,
     spread_fine,
     sum_of,
@@ -126,22 +124,6 @@ def _place_of(x, first, count, bound):
     return found
 
 
-@inlined
-def _add_function(out, table, sign, lead, level, start, count, powers):
-    """out += sign · function(u − lead) at the thresholds.
-
-    Args:
-        out: (≥ padded(count),) float32, in the unit of the table.
-        table: float32, the function's pieces, ordered by cells.
-        sign: float32, 1 or −1. lead: float64, ≤ 0, in scales.
-    """
-    cell = np.int64(np.floor(-lead / CELL))
-    powers[0] = sign
-    for m in range(1, MOMENTS):
-        powers[m] = powers[m - 1] * np.float32(2 * (cell + lead / CELL) + 1)
-    add_pieces(out, table, row_length(level), by_cell(cell, level) + start, count, powers, 0, 1)
-
-
 @jit
 def _highest(x, y, out, count):
     """out = x + y, all (≥ count,) float32 in nats. Returns the highest of out, float32, and its place, int64."""
@@ -171,14 +153,14 @@ def _thresholds(sums, log_cdf, log_prob, floor, level, start, count, steepness, 
     while True:
         sum_pieces(sums, log_cdf, level, start, count, occupied, slots, n, moments, stride)
         clear(logs, 0, count)
-        _add_function(logs, log_prob, np.float32(1), 0.0, level, start, count, powers)
+        add_function(logs, log_prob, np.float32(1), 0.0, level, start, count, powers)
         best, at = _highest(sums, logs, exponent, count)
         end = count - 1
         while end > at and exponent[end] < best - np.float32(DROP):
             end -= 1
         clear(logs, 0, count)
-        _add_function(logs, log_prob, np.float32(1), floor, level, start, count, powers)
-        _add_function(logs, log_cdf, np.float32(-1), floor, level, start, count, powers)  # S includes the hindmost class
+        add_function(logs, log_prob, np.float32(1), floor, level, start, count, powers)
+        add_function(logs, log_cdf, np.float32(-1), floor, level, start, count, powers)  # S includes the hindmost class
         best, at = _highest(sums, logs, exponent, count)
         begin = 0
         while begin < at and exponent[begin] < best - np.float32(DROP):

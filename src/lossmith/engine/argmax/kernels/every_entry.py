@@ -1,4 +1,4 @@
-"""``cpu`` in one pass, ``every`` and ``softmax`` as team functions: C functions of the address of a job.
+"""``cpu`` in one pass, ``every``, ``softmax`` and ``topk`` as team functions: C functions of the address of a job.
 
 The layouts say what a job holds. Each thread takes rows until none is left.
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from lossmith.engine.argmax.kernels import cpu, every, softmax, topk
+from lossmith.engine.argmax.kernels.cpu_entry import NUMBERS
 from lossmith.engine.argmax.kernels.record import COLUMNS, KEPT_OTHER
 from lossmith.engine.runtime.arrays import empty, release
 from lossmith.engine.runtime.compiled import team_function
 from lossmith.engine.runtime.launch import Dtype, Layout, array, array_as, job_at, matrix, take
 
-# bad: result, 1 if a row or a target was bad. unserved: result, 1 if a row was left to the reference. rows, classes: of the
-# scores. option: of ``target_team`` the target of a row that is not looked at.
-_NUMBERS = ("bad", "unserved", "rows", "classes", "option")
 _NOISE: dict[str, Dtype] = {
     "log_cdf": np.float32,
     "log_prob": np.float32,
@@ -28,7 +26,7 @@ _NOISE: dict[str, Dtype] = {
 
 EVERY = Layout(
     "every_team",
-    _NUMBERS,
+    NUMBERS,
     scores=np.float32,
     scale=np.float32,
     log_p=np.float32,
@@ -39,7 +37,7 @@ EVERY = Layout(
 )
 EVERY_GRADIENT = Layout(
     "every_gradient_team",
-    _NUMBERS,
+    NUMBERS,
     scores=np.float32,
     scale=np.float32,
     upstream=np.float32,
@@ -51,13 +49,13 @@ EVERY_GRADIENT = Layout(
     slope_by_cell=np.float32,  # from here on, those of ``tables.backward_arrays``
     slope=np.float32,
 )
-SOFTMAX = Layout("softmax_team", _NUMBERS, scores=np.float32, scale=np.float32, log_p=np.float32)
+SOFTMAX = Layout("softmax_team", NUMBERS, scores=np.float32, scale=np.float32, log_p=np.float32)
 SOFTMAX_GRADIENT = Layout(
-    "softmax_gradient_team", _NUMBERS, log_p=np.float32, scale=np.float32, upstream=np.float32, grad=np.float32
+    "softmax_gradient_team", NUMBERS, log_p=np.float32, scale=np.float32, upstream=np.float32, grad=np.float32
 )
 TARGET = Layout(
     "target_team",
-    _NUMBERS,
+    NUMBERS,
     scores=np.float32,
     target=np.int64,
     scale=np.float32,
@@ -66,7 +64,7 @@ TARGET = Layout(
 )
 ONE_PASS = Layout(
     "one_pass_team",
-    _NUMBERS,
+    NUMBERS,
     scores=np.float32,
     target=np.int64,
     scale=np.float32,
@@ -77,7 +75,7 @@ ONE_PASS = Layout(
 )
 TOPK = Layout(
     "topk_team",
-    _NUMBERS,
+    NUMBERS,
     scores=np.float32,
     target=np.int64,
     scale=np.float32,
@@ -187,7 +185,7 @@ def target_team(data):
             break
         last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
         if softmax.target_rows(
-            scores, bits, target, scale, job[_NUMBER.option], C, log_p, exponentials, differentiate, first, last
+            scores, bits, target, scale, job[_NUMBER.ignored], C, log_p, exponentials, differentiate, first, last
         ):
             job[_NUMBER.bad] = 1
     if not differentiate:
@@ -198,7 +196,7 @@ def target_team(data):
 def one_pass_team(data):
     """``cpu.forward_and_backward`` on the rows of a job of the layout ``ONE_PASS``; data: address of the job."""
     job = job_at(data, _SIZE)
-    B, C, ignored = job[_NUMBER.rows], job[_NUMBER.classes], job[_NUMBER.option]
+    B, C, ignored = job[_NUMBER.rows], job[_NUMBER.classes], job[_NUMBER.ignored]
     scores, bits = array(job, _ONE.scores), array_as(job, _ONE.scores, np.int32)
     target, scale, log_p = array(job, _ONE.target), array(job, _ONE.scale), array(job, _ONE.log_p)
     records, grad, numbers = matrix(job, _ONE.records, COLUMNS), array(job, _ONE.grad), array(job, _ONE.numbers)
@@ -224,7 +222,7 @@ def one_pass_team(data):
 def topk_team(data):
     """``topk.topk_rows`` on the rows of a job of the layout ``TOPK``; data: address of the job."""
     job = job_at(data, _SIZE)
-    C, ignored = job[_NUMBER.classes], job[_NUMBER.option]
+    C, ignored = job[_NUMBER.classes], job[_NUMBER.ignored]
     scores, bits = array(job, _TOPK.scores), array_as(job, _TOPK.scores, np.int32)
     target, scale, log_p = array(job, _TOPK.target), array(job, _TOPK.scale), array(job, _TOPK.log_p)
     records, grad, numbers = matrix(job, _TOPK.records, COLUMNS), array(job, _TOPK.grad), array(job, _TOPK.numbers)

@@ -11,14 +11,10 @@ import numpy as np
 from lossmith.engine.argmax.kernels.cells import INFINITY, MINUS_INFINITY, clear, extremes, number, sum_of
 from lossmith.engine.argmax.kernels.cpu import (
     EXPONENT_BIAS,
-    INVERSE_FACTORIALS,
     LEAST_EXPONENT,
-    LN2_HIGH,
-    LN2_LOW,
-    LOG2_E,
     MANTISSA_BITS,
-    ROUND,
     exact,
+    exp_parts,
 )
 from lossmith.engine.runtime.compiled import jit
 from lossmith.engine.runtime.simd import float_of
@@ -31,16 +27,8 @@ def _exp_of_leads(scores, first, count, top, inverse, out, at):
     for j in range(np.uint64(0), np.uint64(count)):
         x = (scores[i + j] - top) * inverse
         y = max(x, LEAST_EXPONENT)
-        n = (y * LOG2_E + ROUND) - ROUND
-        r = (y - n * LN2_HIGH) - n * LN2_LOW
-        p = INVERSE_FACTORIALS[7]
-        p = p * r + INVERSE_FACTORIALS[6]
-        p = p * r + INVERSE_FACTORIALS[5]
-        p = p * r + INVERSE_FACTORIALS[4]
-        p = p * r + INVERSE_FACTORIALS[3]
-        p = p * r + INVERSE_FACTORIALS[2]
-        p = p * r + np.float32(1)
-        p = (p * r + np.float32(1)) * float_of((np.int32(n) + EXPONENT_BIAS) << MANTISSA_BITS)
+        p, n = exp_parts(y)
+        p *= float_of((np.int32(n) + EXPONENT_BIAS) << MANTISSA_BITS)
         out[k + j] = p if x > LEAST_EXPONENT else np.float32(0)
 
 

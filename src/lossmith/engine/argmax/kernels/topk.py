@@ -18,8 +18,7 @@ import numpy as np
 from lossmith.engine.argmax.kernels.cells import (
     INFINITY,
     MINUS_INFINITY,
-    add_pieces,
-    by_cell,
+    add_function,
     by_threshold,
     clear,
     deposit,
@@ -28,7 +27,6 @@ from lossmith.engine.argmax.kernels.cells import (
     number,
     padded,
     read_off,
-    row_length,
 )
 from lossmith.engine.argmax.kernels.cpu import LARGEST_INVERSE
 from lossmith.engine.argmax.kernels.record import DONE, LOST, MAX_CELLS, STATUS, SURE, UNSERVED
@@ -106,12 +104,12 @@ def _jump(polynomial, k, density, count):
 
 
 @jit
-def _density_below(log_prob, level, floor, start, cell, powers, logs, small):
+def _density_below(log_prob, level, floor, start, t, powers, logs, small):
     """The sums of f(u − t) over the thresholds floor … start with an even distance from start, and over the others."""
     even, odd = 0.0, 0.0
     for first in range(floor, start, WHOLE):
         clear(logs, 0, WHOLE)
-        add_pieces(logs, log_prob, row_length(level), by_cell(cell, level) + first, WHOLE, powers, np.int32(0), 1)
+        add_function(logs, log_prob, np.float32(1), t, level, first, WHOLE, powers)
         exp_wide(logs, small, WHOLE)
         for q in range(min(WHOLE, start - first)):
             if (start - first - q) % 2:
@@ -122,20 +120,24 @@ def _density_below(log_prob, level, floor, start, cell, powers, logs, small):
 
 
 @jit
+def _mass(below, beyond, density, q):
+    """f(u − t) times the chance that the k-th highest of the rivals lies between the thresholds q and q + 1."""
+    if not (density[q] > 0 and density[q + 1] > 0):
+        return 0.0
+    terms = below if below[q] < beyond[q] else beyond  # the smaller has the digits
+    return density[q] * abs(terms[q + 1] / density[q + 1] - terms[q] / density[q])
+
+
+@jit
 def _first_met(below, beyond, density, count):
     """The place before the first threshold at which the gradient counts: where the k-th highest of the rivals may lie."""
-    highest, first = 0.0, 0
-    for _ in range(2):  # first the highest mass, then the first place that has a share of it
-        for q in range(count - 1):
-            if density[q] > 0 and density[q + 1] > 0:
-                terms = below if below[q] < beyond[q] else beyond  # the smaller has the digits
-                mass = density[q] * abs(terms[q + 1] / density[q + 1] - terms[q] / density[q])
-                if first < 0 and mass > KEPT * highest:
-                    first = q
-                highest = max(highest, mass)
-        if first == 0:
-            first = -1
-    return max(first - 1, 0)
+    highest = 0.0
+    for q in range(count - 1):
+        highest = max(highest, _mass(below, beyond, density, q))
+    for q in range(count - 1):
+        if _mass(below, beyond, density, q) > KEPT * highest:
+            return max(q - 1, 0)
+    return 0
 
 
 @jit
@@ -164,11 +166,11 @@ def _add_weak_slopes(pieces, plane, from_cell, cells, slope_powers, at, shares):
 
 @inlined
 def _rival_gradient(
-    scores, base, C, y, inverse, first, order, cell_of, offset, cells, strong_cells, all_cells, gap, h, log_odds, slope_by_cell,
+    base, C, y, inverse, first, order, cell_of, offset, cells, strong_cells, all_cells, gap, h, log_odds, slope_by_cell,
     slope_powers, level, start, count, k, polynomial, before, after, series, weights, odds, magnitude, small, less, more,
     without, pieces, stride, shares, grad,
 ):  # fmt: skip
-    """Write the gradient in all classes, after ``_multiply_near`` and ``_multiply_weak``, whose arguments these are.
+    """Write the gradient in all classes, after ``multiply_near`` and ``multiply_weak``, whose arguments these are.
 
     weights: (count,) float64, h f(u − t) / p, 0 where a threshold is left out. after: ((k + 1) · count,) float64, scratch.
     slope_powers: table by thresholds, of r · odds^m for m = 0 … POWERS, r = f/F. shares: (1 + POWERS,) float32, scratch.
@@ -340,19 +342,15 @@ def topk_rows(
                     moments, stride, first, cells, all_cells, gap, h, log_cdf, odds_powers, level, start, count, k, polynomial,
                     series, sums, beyond,
                 )  # fmt: skip
-            own_cell = np.int32(np.floor(-t / CELL))
-            powers[0] = 1
-            for m in range(1, MOMENTS):
-                powers[m] = powers[m - 1] * np.float32(2 * (own_cell + t / CELL) + 1)
             clear(odds, 0, count)
-            add_pieces(odds, log_prob, row_length(level), by_cell(own_cell, level) + start, count, powers, np.int32(0), 1)
+            add_function(odds, log_prob, np.float32(1), t, level, start, count, powers)
             exp_wide(odds, density, count)
             _terms(polynomial, k, density, below, beyond, count)
             even, odd, highest = _even_and_odd(below, count)
             even_beyond, odd_beyond, highest_beyond = _even_and_odd(beyond, count)
             settled = below[0] <= KEPT * density[0]
             if start > floor and (settled or final):  # k or more exceed each threshold below, and the density is all
-                even_below, odd_below = _density_below(log_prob, level, floor, start, own_cell, powers, odds, small)
+                even_below, odd_below = _density_below(log_prob, level, floor, start, t, powers, odds, small)
                 even_beyond, odd_beyond = even_beyond + even_below, odd_beyond + odd_below
             if not final:  # later thresholds are those of the smaller integral
                 complement = even_beyond + odd_beyond < even + odd
@@ -398,7 +396,7 @@ def topk_rows(
                 for q in range(count):
                     density[q] *= h / p if start + q >= lowest_met and q <= end else 0.0
                 _rival_gradient(
-                    scores, base, C, y, inverse, first, order, cell_of, offset, cells, strong_cells, all_cells, gap, h,
+                    base, C, y, inverse, first, order, cell_of, offset, cells, strong_cells, all_cells, gap, h,
                     log_odds, slope_by_cell, slope_powers, level, start, count, k, polynomial, before, after, series,
                     density, odds, magnitude, small, less, more, without, pieces, stride, shares, grad,
                 )  # fmt: skip

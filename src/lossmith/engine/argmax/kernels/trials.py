@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from lossmith.engine.argmax.kernels.cells import by_cell, clear, row_length
-from lossmith.engine.argmax.kernels.cpu import INVERSE_FACTORIALS, LN2_HIGH, LN2_LOW, LOG2_E, ROUND, exact
+from lossmith.engine.argmax.kernels.cpu import exact, exp_parts
 from lossmith.engine.argmax.kernels.tables import CELL, POWERS
 from lossmith.engine.runtime.compiled import inlined, jit
 from lossmith.engine.runtime.simd import WHOLE, add_multiples, double_of
@@ -43,16 +43,7 @@ def exp_wide(x, out, count):
     """out = e^x for x ≤ 88, float64 with the digits of a float32, e^−700 below −700; as ``cpu._exp_into``."""
     for q in range(np.uint64(0), np.uint64(count)):
         y = max(x[q], LEAST_EXPONENT)
-        n = (y * LOG2_E + ROUND) - ROUND
-        r = (y - n * LN2_HIGH) - n * LN2_LOW
-        p = INVERSE_FACTORIALS[7]
-        p = p * r + INVERSE_FACTORIALS[6]
-        p = p * r + INVERSE_FACTORIALS[5]
-        p = p * r + INVERSE_FACTORIALS[4]
-        p = p * r + INVERSE_FACTORIALS[3]
-        p = p * r + INVERSE_FACTORIALS[2]
-        p = p * r + np.float32(1)
-        p = p * r + np.float32(1)
+        p, n = exp_parts(y)
         out[q] = float(p) * double_of((np.int64(np.int32(n)) + EXPONENT_BIAS) << MANTISSA_BITS)
 
 
