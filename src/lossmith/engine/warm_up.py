@@ -20,12 +20,12 @@ def warm_up() -> Path | None:
     from lossmith.engine.runtime.compiling import announced, cache_folder
 
     with announced():
-        from lossmith.engine.argmax.kernels import cpu_entry, every_entry
+        from lossmith.engine.argmax.kernels import cpu_entry, double_entry, every_entry
         from lossmith.engine.argmax.sharded import exchange
         from lossmith.engine.ranking.kernels import entry, panels  # noqa: F401  # panels are compiled when imported
         from lossmith.engine.runtime.compiled import TeamFunction
 
-        for module in (cpu_entry, every_entry, entry):
+        for module in (cpu_entry, every_entry, double_entry, entry):
             for value in vars(module).values():
                 if isinstance(value, TeamFunction):
                     value.compile()

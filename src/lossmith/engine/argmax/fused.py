@@ -1,4 +1,4 @@
-"""float32 rows on the CPU: log P(every class wins), and, with its gradient in one pass, log P(the target is among the k best).
+"""Rows on the CPU: log P(every class wins), and, with its gradient in one pass, log P(the target is among the k best).
 
 Functions of torch.autograd for eager mode. Second derivatives are those of plain torch: of the reference, or of the formula of
 Gumbel noise. Under a transform of torch.func, and compiled, plain torch or the operators of ``custom_op`` stand in their place.
@@ -21,7 +21,17 @@ from lossmith.engine.argmax.dispatch import CPU
 from lossmith.engine.argmax.dispatch import KERNELS as TARGET_KERNELS
 from lossmith.engine.argmax.dispatch import OPERATION as TARGET
 from lossmith.engine.argmax.kernels.record import CLASSES_PER_THREAD, COLUMNS, KEPT_OTHER, STATUS, UNSERVED
-from lossmith.engine.argmax.kernels.tables import backward_arrays, every_arrays, has_odds, one_pass_arrays, topk_arrays
+from lossmith.engine.argmax.kernels.tables import (
+    DOUBLE,
+    SINGLE,
+    Precision,
+    backward_arrays,
+    every_arrays,
+    has_odds,
+    one_pass_arrays,
+    tables_of,
+    topk_arrays,
+)
 from lossmith.engine.runtime.compiling import announced
 from lossmith.engine.runtime.select import REFERENCE, Kernel, broken, choose, give_up, record, record_rows
 from lossmith.engine.runtime.threads import run_team
@@ -50,7 +60,14 @@ def _topk_obstacle(scores: Tensor, noise: str) -> str:
     return CPU.obstacle(scores, noise) or ("" if has_odds(noise) else "its odds have no tables; take normal or logistic noise")
 
 
+def _double_obstacle(scores: Tensor, noise: str) -> str:
+    return (
+        "" if tables_of(noise, DOUBLE) is not None else "its tables do not serve float64; take normal, logistic or Gumbel noise"
+    )
+
+
 KERNELS = (Kernel("cpu", CPU.devices, CPU.dtypes, _obstacle), REFERENCE)
+DOUBLE_KERNELS = (Kernel("cpu", CPU.devices, (torch.float64,), _double_obstacle), REFERENCE)
 TOPK = "topk_log_prob"
 TOPK_KERNELS = (Kernel("cpu", CPU.devices, CPU.dtypes, _topk_obstacle), REFERENCE)
 
@@ -88,7 +105,8 @@ def checked_log_prob(
     sigma = flat_scale(scale, scores)
     rows = scores if scores.dim() == 2 else scores.reshape(-1, classes)
     try:
-        if softmax or (is_plain and choose(TARGET, TARGET_KERNELS, rows, noise.key) == "cpu"):
+        kernels = DOUBLE_KERNELS if rows.dtype == torch.float64 else TARGET_KERNELS
+        if softmax or (is_plain and choose(TARGET, kernels, rows, noise.key) == "cpu"):
             record("closed form" if softmax else "cpu")
             return target_log_prob(rows, index.flatten(), sigma, noise, ignored).view_as(target)
         return log_prob(rows, index.flatten(), sigma, noise, ignored).view_as(target)
@@ -130,7 +148,8 @@ def serves(scores: Tensor, noise: Noise) -> bool:
         return False
     if noise.key == GUMBEL:
         return scores.dtype == torch.float32 and scores.device.type == "cpu" and (SOFTMAX, "cpu") not in broken
-    return choose(OPERATION, KERNELS, scores, noise.key) == "cpu"
+    kernels = DOUBLE_KERNELS if scores.dtype == torch.float64 else KERNELS
+    return choose(OPERATION, kernels, scores, noise.key) == "cpu"
 
 
 def serves_topk(scores: Tensor, target: Tensor, scale: float | Tensor, noise: Noise) -> bool:
@@ -143,8 +162,8 @@ def log_probs(scores: Tensor, scale: Tensor, noise: Noise) -> Tensor:
     """log P(each class wins), (rows, C).
 
     Args:
-        scores: (rows, C), C ≥ 2, float32 on the CPU, not yet divided by the scale.
-        scale: (1,) or (rows,), positive, float32.
+        scores: (rows, C), C ≥ 2, float32 or float64 on the CPU, not yet divided by the scale.
+        scale: (1,) or (rows,), positive, of the scores' dtype.
         noise: one that ``serves`` has been asked about.
 
     Returns:
@@ -163,6 +182,7 @@ def target_log_prob(
     """log P(the target is among the ``rank`` highest), (rows,), 0 where it is ``ignored``; the rest as for ``log_probs``.
 
     Forward computes the gradient as well, and backward multiplies it. The noise has tables, or is Gumbel noise for rank 1.
+    Gumbel noise and ranks above 1 are for float32.
 
     Raises:
         ValueError: as ``log_probs``; a target out of range.
@@ -171,19 +191,28 @@ def target_log_prob(
     return log_p
 
 
-@lru_cache(maxsize=1)
-def _kernels() -> Any:
-    """The module ``every_entry``. Each of its functions is compiled at its first use; numba keeps the result on disk."""
+@lru_cache(maxsize=2)
+def _kernels(precision: Precision) -> Any:
+    """The module with its team functions. Each is compiled at its first use; numba keeps the result on disk."""
     with announced():
-        from lossmith.engine.argmax.kernels import every_entry
-    return every_entry
+        if precision is DOUBLE:
+            from lossmith.engine.argmax.kernels import double_entry as entry
+        else:
+            from lossmith.engine.argmax.kernels import every_entry as entry
+    return entry
+
+
+def _precision(scores: Tensor) -> Precision:
+    return DOUBLE if scores.dtype == torch.float64 else SINGLE
 
 
 @lru_cache(maxsize=256)
-def _tail(layout: str, make: Callable[..., dict[str, NDArray[Any]]], *call: Any) -> tuple[NDArray[np.int64], Any]:
+def _tail(
+    precision: Precision, layout: str, make: Callable[..., dict[str, NDArray[Any]]], *call: Any
+) -> tuple[NDArray[np.int64], Any]:
     """The last part of a job of that layout, and the arrays to keep alive for it, which ``make`` gives for the call."""
-    arrays = make(*call)
-    return getattr(_kernels(), layout).tail(arrays), arrays
+    arrays = make(*call, precision) if precision is DOUBLE else make(*call)
+    return getattr(_kernels(precision), layout).tail(arrays), arrays
 
 
 def _run(
@@ -220,15 +249,19 @@ def _by_kernel(scores: Tensor, scale: Tensor, noise: Noise, log_p: Tensor, saved
     Returns:
         Whether a row is bad; and the rows that are left to plain torch, (rows,) bool, None if there are none.
     """
-    (rows, classes), kernels = scores.shape, _kernels()
+    (rows, classes), precision = scores.shape, _precision(scores)
+    kernels = _kernels(precision)
     arrays = {"scores": scores, "scale": scale, "log_p": log_p}
     if noise.key == GUMBEL:
         return _run(kernels.softmax_team, kernels.SOFTMAX, rows, classes, 0, arrays)[0], None
     records = torch.zeros(rows, COLUMNS, dtype=torch.int32)
-    arrays |= {"weights": scores.new_zeros(rows, KEPT_OTHER), "records": records, "lines": scores.new_zeros(rows, 2)}
-    tail = _tail("EVERY", every_arrays, noise.key, classes)[0]
+    saved.append(records)
+    arrays["records"] = records
+    if precision is SINGLE:
+        saved += (scores.new_zeros(rows, KEPT_OTHER), scores.new_zeros(rows, 2))
+        arrays["weights"], arrays["lines"] = saved[1:]
+    tail = _tail(precision, "EVERY", every_arrays, noise.key, classes)[0]
     bad, unserved = _run(kernels.every_team, kernels.EVERY, rows, classes, 0, arrays, tail)
-    saved += (arrays["weights"], records, arrays["lines"])
     return bad, records[:, STATUS] == UNSERVED if unserved else None
 
 
@@ -236,14 +269,18 @@ def _gradient_by_kernel(
     scores: Tensor, scale: Tensor, noise: Noise, upstream: Tensor, log_p: Tensor, saved: list[Tensor], grad: Tensor
 ) -> None:
     """Write Σ upstream · log p differentiated in the scores; zeros in rows that were left to plain torch."""
-    (rows, classes), kernels = scores.shape, _kernels()
+    (rows, classes), precision = scores.shape, _precision(scores)
+    kernels = _kernels(precision)
     arrays = {"scale": scale.contiguous(), "upstream": upstream.contiguous(), "log_p": log_p, "grad": grad}
     if noise.key == GUMBEL:
         _run(kernels.softmax_gradient_team, kernels.SOFTMAX_GRADIENT, rows, classes, 0, arrays)
         return
-    weights, records, lines = saved
-    arrays |= {"scores": scores.contiguous(), "weights": weights, "records": records, "lines": lines}
-    tail = _tail("EVERY_GRADIENT", backward_arrays, noise.key)[0]
+    arrays |= {"scores": scores.contiguous(), "records": saved[0]}
+    if precision is DOUBLE:
+        tail = _tail(precision, "EVERY_GRADIENT", every_arrays, noise.key, classes)[0]
+    else:
+        arrays["weights"], arrays["lines"] = saved[1:]
+        tail = _tail(precision, "EVERY_GRADIENT", backward_arrays, noise.key)[0]
     _run(kernels.every_gradient_team, kernels.EVERY_GRADIENT, rows, classes, 0, arrays, tail)
 
 
@@ -302,17 +339,18 @@ class _Target(torch.autograd.Function):
         arrays = {"scores": z, "target": target.contiguous(), "scale": scale.contiguous(), "log_p": log_p, "grad": grad}
         left = None
         try:
-            kernels = _kernels()
+            precision = _precision(z)
+            kernels = _kernels(precision)
             if gumbel:
                 bad, unserved = _run(kernels.target_team, kernels.TARGET, rows, classes, ignored, arrays)
             else:
                 arrays["records"] = records = torch.empty(rows, COLUMNS, dtype=torch.int32)
                 if rank == 1:
                     team, layout = kernels.one_pass_team, kernels.ONE_PASS
-                    tail = _tail("ONE_PASS", one_pass_arrays, noise.key, classes)[0]
+                    tail = _tail(precision, "ONE_PASS", one_pass_arrays, noise.key, classes)[0]
                 else:
                     team, layout = kernels.topk_team, kernels.TOPK
-                    tail = _tail("TOPK", topk_arrays, noise.key, classes, rank)[0]
+                    tail = _tail(precision, "TOPK", topk_arrays, noise.key, classes, rank)[0]
                 bad, unserved = _run(team, layout, rows, classes, ignored, arrays, tail)
             if unserved:
                 left = records[:, STATUS] == UNSERVED

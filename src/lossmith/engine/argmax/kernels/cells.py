@@ -263,24 +263,24 @@ def spread_fine(pieces, fine, stride):
 
 
 @jit
-def _level_offset(level):
+def _level_offset(level, moments):
     """Place of the first entry of a level. A level below SQUARE_LEVEL has as many entries as that level."""
-    return MOMENTS * WIDTH * (level if level < SQUARE_LEVEL else (1 << (level - SQUARE_LEVEL)) + SQUARE_LEVEL - 1)
+    return moments * WIDTH * (level if level < SQUARE_LEVEL else (1 << (level - SQUARE_LEVEL)) + SQUARE_LEVEL - 1)
 
 
 @jit
-def by_cell(cell, level):
-    """Place, in a table ordered by cells, of the threshold 0 seen from a cell."""
+def by_cell(cell, level, moments=MOMENTS):
+    """Place, in a table ordered by cells with so many moments, of the threshold 0 seen from a cell."""
     if level < SQUARE_LEVEL:
         phases = PHASES >> level
         phase = cell % phases
         return (
-            _level_offset(level)
-            + phase * MOMENTS * row_length(level)
+            _level_offset(level, moments)
+            + phase * moments * row_length(level)
             + (cell - phase) // phases
             + np.int64(FARTHEST) * (STEPS << level)
         )
-    return _level_offset(level) + cell * (1 << (level - SQUARE_LEVEL)) + np.int64(FARTHEST) * (STEPS << level)
+    return _level_offset(level, moments) + cell * (1 << (level - SQUARE_LEVEL)) + np.int64(FARTHEST) * (STEPS << level)
 
 
 @jit
@@ -293,9 +293,9 @@ def row_length(level):
 def by_threshold(q, level):
     """Place, in a table ordered by thresholds, of the cell 0 seen from threshold q."""
     if level < SQUARE_LEVEL:
-        return _level_offset(level) + q * (PHASES >> level) + np.int64(FARTHEST / CELL)
+        return _level_offset(level, MOMENTS) + q * (PHASES >> level) + np.int64(FARTHEST / CELL)
     phases = 1 << (level - SQUARE_LEVEL)
-    return _level_offset(level) + (q % phases) * MOMENTS * WIDTH + q // phases + np.int64(FARTHEST / CELL)
+    return _level_offset(level, MOMENTS) + (q % phases) * MOMENTS * WIDTH + q // phases + np.int64(FARTHEST / CELL)
 
 
 @jit

@@ -74,7 +74,7 @@ from lossmith.engine.argmax.kernels.record import (
 from lossmith.engine.argmax.kernels.tables import CELL, FARTHEST, LEVELS, MOMENTS, PACE, STEPS
 from lossmith.engine.runtime.arrays import empty, release, zeros
 from lossmith.engine.runtime.compiled import inlined, jit, kernel
-from lossmith.engine.runtime.simd import WHOLE, bits_of, float_of
+from lossmith.engine.runtime.simd import WHOLE, bits_of, float_of, number_of
 
 BLOCK = 512  # classes of a block: summed in float32 (N20), and skipped if no class lies in the cells
 FINE_FROM = 1 << 9  # classes from which on fine cells pay
@@ -159,19 +159,19 @@ def _peak(logs, sums, exponent, count):
 
 
 @jit
-def _sums(terms, count):
-    """The sums of even and of odd terms, float64 (N20), and the highest term, float32; terms ≥ 0, ``count`` is even."""
+def even_and_odd(terms, count):
+    """The sums of even and of odd terms, float64 (N20), and the highest term; terms ≥ 0, float32 or float64, ``count`` even."""
     both, signed, highest = 0.0, 0.0, np.int32(0)
     for q in range(np.uint64(0), np.uint64(count)):
         x = terms[q]
         both += float(x)
         signed += float(x) * (1.0 - 2.0 * float(q & np.uint64(1)))
         highest = max(highest, bits_of(x))
-    return (both + signed) / 2, (both - signed) / 2, float_of(highest)
+    return (both + signed) / 2, (both - signed) / 2, number_of(highest, terms[0])
 
 
 @jit
-def _roughness(sums, exponent, above, steepness, h, count):
+def roughness(sums, exponent, above, steepness, h, count):
     """How many times too wide the step h is: the smaller of the two conditions (A7), (A8).
 
     Args:
@@ -187,7 +187,7 @@ def _roughness(sums, exponent, above, steepness, h, count):
         bend = abs(sums[q - np.uint64(1)] + sums[q + np.uint64(1)] - np.float32(2) * sums[q]) * weight
         g = -sums[q] if exponent[q] >= np.float32(0) else np.float32(0)
         most_bend, most_g = max(most_bend, bits_of(bend)), max(most_g, bits_of(g))
-    bend, g = float_of(most_bend), float_of(most_g)
+    bend, g = number_of(most_bend, sums[0]), number_of(most_g, sums[0])
     return min(np.sqrt(float(bend)) / BEND, h * steepness * np.sqrt(max(float(g), 1.0)) / NARROW)
 
 
@@ -311,7 +311,7 @@ def evaluate(
     add_function(logs, log_prob, np.float32(1), t, level, start, count, powers)
     peak = _peak(logs, sums, exponent, count)
     _exp_into(exponent, product, count)  # f e^G, in units of its peak
-    even, odd, biggest = _sums(product, count)
+    even, odd, biggest = even_and_odd(product, count)
     complement = records[b, STATUS] == COMPLEMENT
     if records[b, STATUS] == OPEN and t > 0:
         complement = np.log(h * (even + odd)) + float(peak) > ABOUT_HALF
@@ -319,7 +319,7 @@ def evaluate(
         _exp_into(logs, terms, count)
         _exp_into(sums, logs, count)
         _times_one_minus_exp(sums, logs, terms, count)
-        even, odd, biggest = _sums(terms, count)
+        even, odd, biggest = even_and_odd(terms, count)
         chosen = terms
     else:
         chosen = product
@@ -332,7 +332,7 @@ def evaluate(
     while end > begin and chosen[end] < least:
         end -= 1
     above = np.float32(float(peak) - np.log(max(float(biggest), TINY)) if complement else 0.0)
-    rough = _roughness(sums, exponent, above, steepness, h, count)
+    rough = roughness(sums, exponent, above, steepness, h, count)
     if not (rough <= 1 and difference <= RESOLVED):
         finer = 1
         while rough > 2.0**finer and finer < LEVELS:

@@ -35,25 +35,51 @@ SQUARE_LEVEL = PHASES.bit_length() - 1  # the level at which neighbouring thresh
 ABOVE = 296.0  # scales from a threshold down to a class that the tables reach
 FARTHEST = 112.0  # scales from the target to its strongest rival, and a little more, that the tables reach
 WIDTH = round((FARTHEST + ABOVE) / CELL)
-TAIL = 1e-8  # of f: thresholds beyond count as zero
 PACE = 1 / 4
-DROP = 20.0  # nats below the highest integrand at which it counts as zero
-FAINT = 30.0  # nats below the strongest rival's 1 − F at which a class counts as removed, even 100,000 of them
-REACH = 24.0  # scales within which all but ``TAIL`` of f must lie
-FIT = 3e-6  # error of a piece, relative to its size where that is above SMALL, and to SMALL below
-SMALL = 1e-10
-LOG_SMALLEST = -88.0  # the logarithm of the smallest float32 with all its digits
-FLOOR = 1e-32  # p, with one rival, of a class that is not followed farther down
-LARGEST = 1e38  # that a float32 holds
 BEHIND = 8.0  # scales behind the k-th highest rival from which a target hardly ever is among the k highest
 NEVER = 1e-13  # 1 − F of a rival that never exceeds a threshold, even 100,000 of them
 MOST_GROWTH = 1e8  # by how much the rounding of a float64 may grow where a trial is taken out of a polynomial
 POWERS = 8  # of the odds of weak rivals that their series has
 WEAK_ODDS = 0.1  # of a weak rival at a threshold, at most: the next power hardly counts
 MOST_ODDS = 0.5  # the same for a first look
-WEAK_FIT = 2e-4  # as FIT, of powers of the odds: the higher ones, which fit less well, are next to nothing
-EXACT = 1e-7  # error of a sum over thresholds that is none, in float32
-Table = NDArray[np.float32]
+WEAK_FIT = 2e-4  # as ``Precision.fit``, of powers of the odds: the higher ones, which fit less well, are next to nothing
+Table = NDArray[np.floating[Any]]
+
+
+class Precision(NamedTuple):
+    """How finely tables and kernels of one dtype work.
+
+    Attributes:
+        dtype: of scores and tables.
+        moments: coefficients of a piece.
+        fit: error of a piece, relative to its size where that is above ``small``, and to ``small`` below.
+        small: see ``fit``.
+        exact: error of a sum over thresholds that is none.
+        tail: of f: thresholds beyond count as zero.
+        reach: scales within which all but ``tail`` of f must lie.
+        drop: nats below the highest integrand at which it counts as zero.
+        faint: nats below the strongest rival's 1 − F at which a class counts as removed, even 100,000 of them.
+        log_smallest: the logarithm of the smallest number with all its digits, or a little more.
+        floor: p, with one rival, of a class that is not followed farther down.
+        by_threshold: whether ``Tables.slope`` is made.
+    """
+
+    dtype: type[np.floating[Any]]
+    moments: int
+    fit: float
+    small: float
+    exact: float
+    tail: float
+    reach: float
+    drop: float
+    faint: float
+    log_smallest: float
+    floor: float
+    by_threshold: bool
+
+
+SINGLE = Precision(np.float32, MOMENTS, 3e-6, 1e-10, 1e-7, 1e-8, 24.0, 20.0, 30.0, -88.0, 1e-32, True)
+DOUBLE = Precision(np.float64, 11, 1e-11, 1e-40, 1e-11, 1e-12, 30.0, 30.0, 40.0, -650.0, 1e-280, False)
 
 
 class Tables(NamedTuple):
@@ -61,15 +87,17 @@ class Tables(NamedTuple):
 
     log_cdf: tuple[Table, ...]  # of each level, (phases, MOMENTS, n); entry n stands for n·h + phase · CELL + CELL/2 − FARTHEST
     slope: tuple[Table, ...]  # the same entries, but those of one threshold beside each other: (phases, MOMENTS, n) for
-    # h·phase + CELL·n + CELL/2 − FARTHEST
+    # h·phase + CELL·n + CELL/2 − FARTHEST; () if it is not made
     slope_by_cell: tuple[Table, ...]  # as ``log_cdf``
     log_prob: tuple[Table, ...]
     lowest: NDArray[np.float64]  # for leads t over the strongest rival, from −FARTHEST in steps of PACE: thresholds that count
     depth: NDArray[np.int32]  # and how many cells below that rival do
-    high: float  # the quantile of 1 − ``TAIL``
+    high: float  # the quantile of 1 − ``Precision.tail``
     least_lead: float  # the lowest lead that the tables serve
     most_lead: float  # and the highest
-    sure_lead: float  # a lead at which 1 − p, with one rival, is less than any float32; inf if the tables reach none
+    sure_lead: (
+        float  # a lead at which 1 − p, with one rival, is less than any number of the precision; inf if the tables reach none
+    )
     coarsest: int  # level whose step resolves the noise itself, and with a few rivals
 
 
@@ -78,13 +106,13 @@ def step(level: int) -> float:
     return float(1 / (STEPS << level))
 
 
-def tables(noise: Noise) -> Tables | None:
-    """The tables of a noise, or None if quintic pieces do not follow it: kinks, algebraic tails, narrow peaks.
+def tables(noise: Noise, precision: Precision = SINGLE) -> Tables | None:
+    """The tables of a noise, or None if pieces do not follow it: kinks, algebraic tails, narrow peaks.
 
     ``tables_of`` keeps them.
     """
-    low, high = (float(x) for x in noise.icdf(torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)))
-    if noise.kinks or not max(-low, high) <= REACH or (coarsest := _coarsest(noise)) is None:
+    low, high = (float(x) for x in noise.icdf(torch.tensor([precision.tail, 1 - precision.tail], dtype=torch.float64)))
+    if noise.kinks or not max(-low, high) <= precision.reach or (coarsest := _coarsest(noise, precision.exact)) is None:
         return None
 
     def slope(x: Tensor) -> Tensor:
@@ -94,52 +122,50 @@ def tables(noise: Noise) -> Tables | None:
     for level in range(LEVELS):
         h = step(level)
         by_cell = _lattice(h, max(1, round(h / CELL)), CELL)
-        by_threshold = _lattice(CELL, max(1, round(CELL / h)), h)
-        fitted = (
-            _fit(noise.log_cdf, by_cell),
-            _fit(slope, by_threshold),
-            _fit(slope, by_cell),
-            _fit(noise.log_prob, by_cell),
-        )
+        fitted = [_fit(function, by_cell, precision) for function in (noise.log_cdf, slope, noise.log_prob)]
+        if precision.by_threshold:
+            fitted.append(_fit(slope, _lattice(CELL, max(1, round(CELL / h)), h), precision))
         if any(pieces is None for pieces in fitted):
             return None
         columns.append(tuple(pieces for pieces in fitted if pieces is not None))
     lead = torch.arange(-FARTHEST, FARTHEST, PACE, dtype=torch.float64)
-    lowest, doubt = _lowest(noise, lead)
-    sure = math.inf if doubt[-1] > LOG_SMALLEST else lead[(doubt > LOG_SMALLEST).nonzero()[-1]].item()
-    depth = torch.searchsorted(-noise.log_sf(lead), FAINT - noise.log_sf(lowest), right=True)
+    lowest, doubt = _lowest(noise, lead, precision.drop)
+    uncertain = doubt > precision.log_smallest
+    sure = math.inf if uncertain[-1] else lead[uncertain.nonzero()[-1]].item()
+    depth = torch.searchsorted(-noise.log_sf(lead), precision.faint - noise.log_sf(lowest), right=True)
     depth = ((lead[depth.clamp_max(len(lead) - 1)] - lowest) / CELL).ceil().int() + 1
-    by_kind = [tuple(column) for column in zip(*columns, strict=True)]
+    log_cdf, slope_by_cell, log_prob, *by_threshold = (tuple(column) for column in zip(*columns, strict=True))
     beyond = lead[(lead >= 0) & (lead - lowest > FARTHEST - 2 * PACE - step(0))]  # log f would be asked for before its start
     most_lead = beyond[0].item() if len(beyond) else FARTHEST
     rest = lowest.numpy(), depth.numpy(), high, 2 * high - FARTHEST, most_lead, sure, coarsest
-    return Tables(by_kind[0], by_kind[1], by_kind[2], by_kind[3], *rest)
+    return Tables(log_cdf, by_threshold[0] if by_threshold else (), slope_by_cell, log_prob, *rest)
 
 
-def _coarsest(noise: Noise) -> int | None:
-    """The first level at which ∫ f F^k is 1/(k + 1) for some k, wherever the thresholds fall."""
+def _coarsest(noise: Noise, exact: float) -> int | None:
+    """The first level at which ∫ f F^k is 1/(k + 1) to ``exact`` for some k, wherever the thresholds fall."""
     for level in range(LEVELS):
         h = step(level)
         shift = torch.linspace(0, h, 5, dtype=torch.float64).unsqueeze(-1)
         u = torch.arange(-FARTHEST, FARTHEST, h, dtype=torch.float64) + shift
         k = torch.arange(4, dtype=torch.float64).view(-1, 1, 1)
         sums = h * (noise.log_prob(u) + k * noise.log_cdf(u)).exp().sum(-1)
-        if bool(((sums - 1 / (k.squeeze(-1) + 1)).abs() < EXACT).all()):
+        if bool(((sums - 1 / (k.squeeze(-1) + 1)).abs() < exact).all()):
             return level
     return None
 
 
-def _lowest(noise: Noise, lead: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+def _lowest(noise: Noise, lead: Tensor, drop: float, k: int = 1) -> tuple[Tensor, Tensor]:
     """The lowest threshold that counts with k equal rivals, for each lead, and the highest of log f(u − t) (1 − F(u))^k.
 
-    More rivals move both integrands up. Behind one rival p < 1/2, and is not integrated from the other side.
+    drop: as ``Precision.drop``. More rivals move both integrands up. Behind one rival p < 1/2, and is not integrated from the
+    other side.
     """
     u = torch.arange(-FARTHEST, FARTHEST, PACE, dtype=torch.float64)
     density = noise.log_prob(u - lead.unsqueeze(-1))
     p, doubt = density + noise.log_cdf(u), density + k * noise.log_sf(u)
     highest = doubt.amax(-1)
-    counts = p > p.amax(-1, keepdim=True) - DROP
-    counts |= (doubt > highest.unsqueeze(-1) - DROP) & (lead >= (0 if k == 1 else -BEHIND)).unsqueeze(-1)
+    counts = p > p.amax(-1, keepdim=True) - drop
+    counts |= (doubt > highest.unsqueeze(-1) - drop) & (lead >= (0 if k == 1 else -BEHIND)).unsqueeze(-1)
     return u[counts.int().argmax(-1)] - PACE, highest
 
 
@@ -149,27 +175,33 @@ def _lattice(step: float, phases: int, shift: float) -> Tensor:
     return n + torch.arange(phases, dtype=torch.float64).unsqueeze(-1) * shift + CELL / 2 - FARTHEST
 
 
-def _fit(function: Callable[[Tensor], Tensor], at: Tensor, served: Tensor | None = None, fit: float = FIT) -> Table | None:
-    """Coefficients of s^0 … s^5 for s ↦ function(at − (CELL/2) s), (phases, MOMENTS, n); None where they do not fit.
+def _fit(
+    function: Callable[[Tensor], Tensor],
+    at: Tensor,
+    precision: Precision = SINGLE,
+    served: Tensor | None = None,
+    fit: float | None = None,
+) -> Table | None:
+    """Coefficients of s^0, s^1, … for s ↦ function(at − (CELL/2) s), (phases, moments, n); None where they do not fit.
 
-    They are 0 where ``served``, boolean, is false. fit: as FIT.
+    They are 0 where ``served``, boolean, is false. fit: instead of ``Precision.fit``.
     """
-    s = torch.cos((torch.arange(MOMENTS, dtype=torch.float64) + 0.5) * (math.pi / MOMENTS))
+    powers = torch.arange(precision.moments, dtype=torch.float64)
+    s = torch.cos((powers + 0.5) * (math.pi / precision.moments))
     values = function(at.unsqueeze(-1) - CELL / 2 * s)
-    inverse = torch.linalg.inv(s.unsqueeze(-1) ** torch.arange(MOMENTS, dtype=torch.float64))
-    coefficients = values @ inverse.T
+    coefficients = values @ torch.linalg.inv(s.unsqueeze(-1) ** powers).T
     if served is None:
         served = torch.ones_like(at, dtype=torch.bool)
     coefficients = torch.where(served.unsqueeze(-1), coefficients, 0.0)
     check = torch.tensor([-1.0, -0.6, 0.0, 0.75, 1.0], dtype=torch.float64)
     exact = function(at.unsqueeze(-1) - CELL / 2 * check)
-    error = (coefficients @ (check ** torch.arange(MOMENTS, dtype=torch.float64).unsqueeze(-1)) - exact).abs()
+    error = (coefficients @ (check ** powers.unsqueeze(-1)) - exact).abs()
     size = exact.abs().amax(-1, keepdim=True)
-    if not bool((error <= fit * size.clamp_min(SMALL))[(at <= FARTHEST) & served].all()):
+    if not bool((error <= (fit or precision.fit) * size.clamp_min(precision.small))[(at <= FARTHEST) & served].all()):
         return None
-    if not bool(coefficients.abs().amax() < LARGEST):
+    if not bool(coefficients.abs().amax() < np.finfo(precision.dtype).max / 4):
         return None
-    table: Table = coefficients.movedim(-1, -2).contiguous().numpy().astype(np.float32)
+    table: Table = coefficients.movedim(-1, -2).contiguous().numpy().astype(precision.dtype)
     return table
 
 
@@ -177,33 +209,30 @@ def _fit(function: Callable[[Tensor], Tensor], at: Tensor, served: Tensor | None
 
 
 @lru_cache(maxsize=64)
-def tables_of(key: str) -> Tables | None:
+def tables_of(key: str, precision: Precision = SINGLE) -> Tables | None:
     """The tables of the noise with that ``Noise.key``, made once; None where ``tables`` gives None."""
-    return apart(lambda: tables(noises.by_key(key)))  # where no transform of torch.func wraps what it makes
+    return apart(lambda: tables(noises.by_key(key), precision))  # where no transform of torch.func wraps what it makes
 
 
 @lru_cache(maxsize=64)
-def flat_tables(noise: str) -> dict[str, NDArray[np.float32]]:
-    """The tables of all levels, one after the other: log_cdf, log_prob, slope_by_cell and slope of ``Tables``."""
-    made = tables_of(noise)
+def flat_tables(noise: str, precision: Precision = SINGLE) -> dict[str, Table]:
+    """The tables of all levels, one after the other: log_cdf, log_prob, slope_by_cell and, if there is one, slope."""
+    made = tables_of(noise, precision)
     assert made is not None
-    kinds = {
-        "log_cdf": made.log_cdf,
-        "log_prob": made.log_prob,
-        "slope_by_cell": made.slope_by_cell,
-        "slope": made.slope,
-    }
+    kinds = {"log_cdf": made.log_cdf, "log_prob": made.log_prob, "slope_by_cell": made.slope_by_cell}
+    if precision.by_threshold:
+        kinds["slope"] = made.slope
     return {name: np.concatenate([table.ravel() for table in levels]) for name, levels in kinds.items()}
 
 
 @lru_cache(maxsize=256)
-def forward_arrays(noise: str, classes: int) -> dict[str, NDArray[Any]]:
+def forward_arrays(noise: str, classes: int, precision: Precision = SINGLE) -> dict[str, NDArray[Any]]:
     """What the forward pass takes of a noise: log_cdf and log_prob of ``flat_tables``, lowest and depth of ``Tables``, numbers.
 
     numbers: (7,) float64: high, the three leads and coarsest of ``Tables``; the quantile 1 − 1/C; the steepness 1/β of C − 1
     rivals.
     """
-    made, flat = tables_of(noise), flat_tables(noise)
+    made, flat = tables_of(noise, precision), flat_tables(noise, precision)
     assert made is not None
     law, rivals = noises.by_key(noise), classes - 1
     levels = torch.tensor([1 - 1 / classes, math.exp(-1 / rivals)], dtype=torch.float64, device="cpu")
@@ -228,28 +257,28 @@ def forward_arrays(noise: str, classes: int) -> dict[str, NDArray[Any]]:
 
 
 @lru_cache(maxsize=256)
-def one_pass_arrays(noise: str, classes: int) -> dict[str, NDArray[Any]]:
+def one_pass_arrays(noise: str, classes: int, precision: Precision = SINGLE) -> dict[str, NDArray[Any]]:
     """What the pass that gives log p and its gradient takes of a noise: ``flat_tables``, and the rest of ``forward_arrays``."""
-    given = forward_arrays(noise, classes)
-    return {**flat_tables(noise), **{name: given[name] for name in ("lowest", "depth", "numbers")}}
+    given = forward_arrays(noise, classes, precision)
+    return {**flat_tables(noise, precision), **{name: given[name] for name in ("lowest", "depth", "numbers")}}
 
 
 @lru_cache(maxsize=256)
-def every_arrays(noise: str, classes: int) -> dict[str, NDArray[Any]]:
+def every_arrays(noise: str, classes: int, precision: Precision = SINGLE) -> dict[str, NDArray[Any]]:
     """What log p of every class takes of a noise: ``flat_tables``, lowest and depth of ``Tables``, and numbers.
 
-    numbers: (5,) float64: high; the lead down to which classes are followed, where p with one rival is about FLOOR; coarsest;
-    the quantile 1 − 1/C; the steepness 1/β of C − 1 rivals.
+    numbers: (5,) float64: high; the lead down to which classes are followed, where p with one rival is about
+    ``Precision.floor``; coarsest; the quantile 1 − 1/C; the steepness 1/β of C − 1 rivals.
     """
-    made = tables_of(noise)
+    made = tables_of(noise, precision)
     assert made is not None
-    law, given = noises.by_key(noise), forward_arrays(noise, classes)
+    law, given = noises.by_key(noise), forward_arrays(noise, classes, precision)
     leads = torch.arange(-FARTHEST, 0.0, PACE, dtype=torch.float64)
     u = torch.arange(-FARTHEST, FARTHEST, PACE, dtype=torch.float64)
     highest = (law.log_prob(u - leads.unsqueeze(-1)) + law.log_cdf(u)).amax(-1)  # of the integrand of p with one rival
-    floor = max(made.least_lead, float(leads[highest > math.log(FLOOR)].min()))
+    floor = max(made.least_lead, float(leads[highest > math.log(precision.floor)].min()))
     numbers = [made.high, floor, made.coarsest, *given["numbers"][-2:]]
-    return {**flat_tables(noise), "lowest": made.lowest, "depth": made.depth, "numbers": np.array(numbers)}
+    return {**flat_tables(noise, precision), "lowest": made.lowest, "depth": made.depth, "numbers": np.array(numbers)}
 
 
 @lru_cache(maxsize=64)
@@ -272,7 +301,7 @@ def _odds_tables(noise: str) -> dict[str, NDArray[np.float32]] | None:
             h = step(level)
             at = _lattice(CELL, max(1, round(CELL / h)), h) if by_threshold else _lattice(h, max(1, round(h / CELL)), CELL)
             served = log_odds(at - CELL) > -math.log(MOST_ODDS)
-            pieces = _fit(function, at, served, WEAK_FIT) if weak else _fit(function, at)
+            pieces = _fit(function, at, SINGLE, served, WEAK_FIT) if weak else _fit(function, at)
             if pieces is None:
                 return None
             levels.append(pieces.ravel())
@@ -319,7 +348,7 @@ def topk_arrays(noise: str, classes: int, k: int) -> dict[str, NDArray[Any]]:
 def _lowest_of_rank(noise: str, k: int) -> NDArray[np.float64]:
     """As ``Tables.lowest``, of thresholds seen from the k-th highest rival."""
     lead = torch.arange(-FARTHEST, FARTHEST, PACE, dtype=torch.float64, device="cpu")
-    return _lowest(noises.by_key(noise), lead, k)[0].numpy()
+    return _lowest(noises.by_key(noise), lead, SINGLE.drop, k)[0].numpy()
 
 
 @lru_cache(maxsize=64)

@@ -28,7 +28,7 @@ from lossmith.engine.argmax.kernels.cells import (
     padded,
     read_off,
 )
-from lossmith.engine.argmax.kernels.cpu import LARGEST_INVERSE
+from lossmith.engine.argmax.kernels.cpu import LARGEST_INVERSE, even_and_odd
 from lossmith.engine.argmax.kernels.record import DONE, LOST, MAX_CELLS, STATUS, SURE, UNSERVED
 from lossmith.engine.argmax.kernels.tables import CELL, FARTHEST, LEVELS, MOMENTS, PACE, POWERS, STEPS, WIDTH
 from lossmith.engine.argmax.kernels.trials import (
@@ -77,17 +77,6 @@ def _terms(polynomial, k, density, below, beyond, count):
     for q in range(np.uint64(0), np.uint64(count)):
         below[q] *= density[q]
         beyond[q] = polynomial[at + q] * density[q]
-
-
-@jit
-def _even_and_odd(terms, count):
-    """The sums of the even terms and of the odd ones, and the highest."""
-    even, odd, highest = 0.0, 0.0, 0.0
-    for q in range(0, count, 2):
-        even += terms[q]
-        odd += terms[q + 1]
-        highest = max(highest, max(terms[q], terms[q + 1]))
-    return even, odd, highest
 
 
 @jit
@@ -346,8 +335,8 @@ def topk_rows(
             add_function(odds, log_prob, np.float32(1), t, level, start, count, powers)
             exp_wide(odds, density, count)
             _terms(polynomial, k, density, below, beyond, count)
-            even, odd, highest = _even_and_odd(below, count)
-            even_beyond, odd_beyond, highest_beyond = _even_and_odd(beyond, count)
+            even, odd, highest = even_and_odd(below, count)
+            even_beyond, odd_beyond, highest_beyond = even_and_odd(beyond, count)
             settled = below[0] <= KEPT * density[0]
             if start > floor and (settled or final):  # k or more exceed each threshold below, and the density is all
                 even_below, odd_below = _density_below(log_prob, level, floor, start, t, powers, odds, small)
