@@ -196,10 +196,11 @@ def _kernels(precision: Precision) -> Any:
     """The module with its team functions. Each is compiled at its first use; numba keeps the result on disk."""
     with announced():
         if precision is DOUBLE:
-            from lossmith.engine.argmax.kernels import double_entry as entry
-        else:
-            from lossmith.engine.argmax.kernels import every_entry as entry
-    return entry
+            from lossmith.engine.argmax.kernels import double_entry
+
+            return double_entry
+        from lossmith.engine.argmax.kernels import every_entry
+    return every_entry
 
 
 def _precision(scores: Tensor) -> Precision:
