@@ -75,6 +75,13 @@ def test_every_class(classes: int, noise: Noise) -> None:
 
 
 @EACH
+def test_two_classes_that_share_the_first_place(noise: Noise) -> None:
+    """Both have p = ½, give or take a rounding, and a third is hopeless."""
+    for third in (0.0, -20.0, -60.0):
+        assert_all_right(torch.tensor([[third, 20.0, 20.0], [20.0, 20.0 - 1e-13, third]], dtype=torch.float64), noise)
+
+
+@EACH
 def test_rows_of_classes_that_hardly_ever_win_are_left_to_the_reference(noise: Noise) -> None:
     scores = scores_of(3, 200, 1.0)
     scores[1, 7] = -400.0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lossmith.engine.argmax import reference
 from lossmith.engine.argmax.autograd import NO_TARGET, TURNS, log_prob, scale_gradient
-from lossmith.engine.argmax.dispatch import CPU
+from lossmith.engine.argmax.dispatch import CPU, CUDA
 from lossmith.engine.argmax.dispatch import KERNELS as TARGET_KERNELS
 from lossmith.engine.argmax.dispatch import OPERATION as TARGET
 from lossmith.engine.argmax.kernels.record import CLASSES_PER_THREAD, COLUMNS, KEPT_OTHER, STATUS, UNSERVED
@@ -67,7 +67,7 @@ def _double_obstacle(scores: Tensor, noise: str) -> str:
 
 
 KERNELS = (Kernel("cpu", CPU.devices, CPU.dtypes, _obstacle), REFERENCE)
-DOUBLE_KERNELS = (Kernel("cpu", CPU.devices, (torch.float64,), _double_obstacle), REFERENCE)
+DOUBLE_KERNELS = (CUDA, Kernel("cpu", CPU.devices, (torch.float64,), _double_obstacle), REFERENCE)
 TOPK = "topk_log_prob"
 TOPK_KERNELS = (Kernel("cpu", CPU.devices, CPU.dtypes, _topk_obstacle), REFERENCE)
 

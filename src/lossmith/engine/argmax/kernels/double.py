@@ -477,23 +477,21 @@ def every_rows(
             continue
         _pieces_of(product, slope, level, start, count, occupied, n, pieces)
         _read_off(C, places, offset, pieces, log_p, base)
-        leader, rest, smallest = -1, 0.0, 1.0
+        leader, smallest, rest = 0, 1.0, 0.0
         for j in range(C):
-            p = log_p[base + j]
             if places[j] >= 0:
-                smallest = min(p, smallest)
-            if p > 0.5:
+                smallest = min(log_p[base + j], smallest)
+            if log_p[base + j] > log_p[base + leader]:
                 leader = j
-            else:
-                rest += p
         if smallest < LEAST_P:
             unserved = True
             continue
         records[b, STATUS] = DONE
+        for j in range(C):
+            rest += log_p[base + j] if j != leader else 0.0
         for j in range(np.uint64(base), np.uint64(base + C)):
             log_p[j] = np.log(log_p[j])
-        if leader >= 0:
-            log_p[base + leader] = np.log1p(-rest)
+        log_p[base + leader] = np.log1p(-rest) if rest < 0.5 else log_p[base + leader]  # (N4), (N5)
     release(scratch)
     return bad, unserved
 
