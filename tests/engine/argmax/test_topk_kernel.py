@@ -12,7 +12,7 @@ from lossmith.engine.argmax import fused, reference
 from lossmith.functional import topk_log_prob
 from lossmith.noise import Noise
 
-EACH = pytest.mark.parametrize("noise", [noises.get("normal"), noises.get("logistic")], ids=str)
+EACH = pytest.mark.parametrize("noise", [noises.get(name) for name in ("normal", "logistic", "gumbel")], ids=str)
 SIZES = [(4, 2), (6, 3), (10, 2), (10, 5), (12, 9), (16, 11), (30, 5), (100, 5), (150, 100), (200, 20), (300, 3), (1000, 5)]
 LARGE = {(150, 100), (200, 20), (1000, 5)}  # of which the reference of one noise takes seconds; make test-all runs the other
 
@@ -35,8 +35,8 @@ def compare(scores: Tensor, target: Tensor, rank: int, noise: Noise, scale: floa
     torch.testing.assert_close(log_p.double(), expected, rtol=1e-5, atol=1e-30)
     (grad,) = torch.autograd.grad(log_p.sum(), leaf)
     (slope,) = torch.autograd.grad(expected.sum(), wide)
-    off = (grad.double() - slope).norm(dim=-1) / slope.norm(dim=-1).clamp_min(1e-30)
-    assert off.max() < 1e-5
+    off = (grad.double() - slope).norm(dim=-1)  # beside p = 1, to take a trial out costs digits
+    assert (off <= 1e-5 * slope.norm(dim=-1).clamp_min(1e-15)).all()
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +50,8 @@ def _no_row_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("noise", "classes", "rank"),
     [
-        pytest.param(noise, *size, marks=pytest.mark.slow if noise == "logistic" and size in LARGE else ())
-        for noise, size in itertools.product(["normal", "logistic"], SIZES)
+        pytest.param(noise, *size, marks=pytest.mark.slow if noise != "normal" and size in LARGE else ())
+        for noise, size in itertools.product(["normal", "logistic", "gumbel"], SIZES)
     ],
 )
 def test_rows_of_every_spread(noise: str, classes: int, rank: int) -> None:
@@ -66,6 +66,15 @@ def test_strong_rivals_and_scales(noise: Noise) -> None:
         scores, target = rows_of(40, 4, 1.0)
         scores[:, :above] += 12.0 + torch.arange(above)
         compare(scale * scores, target.clamp_min(above), 4, noise, scale)
+
+
+@EACH
+def test_rivals_far_above_are_certain_to_exceed_the_target(noise: Noise) -> None:
+    """They take a place each, and the tables need not reach them."""
+    scores, target = rows_of(20, 3, 1.0)
+    more = torch.cat([scores, scores.new_tensor([70.0, 200.0]).expand(len(scores), 2)], -1)
+    compare(more, target, 5, noise)
+    torch.testing.assert_close(topk_log_prob(more, target, 5, noise=noise), topk_log_prob(scores, target, 3, noise=noise))
 
 
 @EACH

@@ -57,7 +57,7 @@ def _obstacle(scores: Tensor, noise: str) -> str:
 
 
 def _topk_obstacle(scores: Tensor, noise: str) -> str:
-    return CPU.obstacle(scores, noise) or ("" if has_odds(noise) else "its odds have no tables; take normal or logistic noise")
+    return CPU.obstacle(scores, noise) or ("" if has_odds(noise) else "its odds have no tables; take normal, logistic or Gumbel noise")
 
 
 def _double_obstacle(scores: Tensor, noise: str) -> str:
@@ -335,7 +335,7 @@ class _Target(torch.autograd.Function):
     def forward(ctx: Any, scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int, rank: int) -> Tensor:
         rows, classes = scores.shape
         z, differentiate = scores.contiguous(), any(ctx.needs_input_grad)
-        gumbel, log_p = noise.key == GUMBEL, z.new_empty(rows)
+        gumbel, log_p = noise.key == GUMBEL and rank == 1, z.new_empty(rows)
         grad = torch.empty_like(z) if differentiate else z.new_empty(0)
         arrays = {"scores": z, "target": target.contiguous(), "scale": scale.contiguous(), "log_p": log_p, "grad": grad}
         left = None
@@ -388,7 +388,7 @@ class _Target(torch.autograd.Function):
 def _plain_of_target(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, rank: int) -> Tensor:
     """log P(the target is among the ``rank`` highest) by plain torch, differentiable twice."""
     z = (scores - scores.detach().amax(-1, keepdim=True)) / scale.unsqueeze(-1)
-    if noise.key == GUMBEL:
+    if noise.key == GUMBEL and rank == 1:
         return noise.closed_form_log_probs(z).gather(-1, target.unsqueeze(-1)).squeeze(-1)
     return reference.log_prob(z, target, noise, rank)
 

@@ -38,11 +38,13 @@ WIDTH = round((FARTHEST + ABOVE) / CELL)
 PACE = 1 / 4
 BEHIND = 8.0  # scales behind the k-th highest rival from which a target hardly ever is among the k highest
 NEVER = 1e-13  # 1 − F of a rival that never exceeds a threshold, even 100,000 of them
+LOG_LEAST_DOUBT = -106.0  # log(1 − p) below which log p is 0 in float32
 MOST_GROWTH = 1e8  # by how much the rounding of a float64 may grow where a trial is taken out of a polynomial
 POWERS = 8  # of the odds of weak rivals that their series has
 WEAK_ODDS = 0.1  # of a weak rival at a threshold, at most: the next power hardly counts
 MOST_ODDS = 0.5  # the same for a first look
 WEAK_FIT = 2e-4  # as ``Precision.fit``, of powers of the odds: the higher ones, which fit less well, are next to nothing
+SATURATED = 1e4  # nats, or nats per scale, that tables hold at most: with log F below −1e4, F is 0 in float32 and in float64
 Table = NDArray[np.floating[Any]]
 
 
@@ -184,7 +186,8 @@ def _fit(
 ) -> Table | None:
     """Coefficients of s^0, s^1, … for s ↦ function(at − (CELL/2) s), (phases, moments, n); None where they do not fit.
 
-    They are 0 where ``served``, boolean, is false. fit: instead of ``Precision.fit``.
+    They are 0 where ``served``, boolean, is false, and constant where the function exceeds SATURATED. fit: instead of
+    ``Precision.fit``.
     """
     powers = torch.arange(precision.moments, dtype=torch.float64)
     s = torch.cos((powers + 0.5) * (math.pi / precision.moments))
@@ -193,11 +196,14 @@ def _fit(
     if served is None:
         served = torch.ones_like(at, dtype=torch.bool)
     coefficients = torch.where(served.unsqueeze(-1), coefficients, 0.0)
+    saturated = ~(values.abs().amax(-1) <= SATURATED)
+    coefficients[saturated] = 0.0
+    coefficients[saturated, 0] = values[saturated, 0].clamp(-SATURATED, SATURATED)
     check = torch.tensor([-1.0, -0.6, 0.0, 0.75, 1.0], dtype=torch.float64)
     exact = function(at.unsqueeze(-1) - CELL / 2 * check)
     error = (coefficients @ (check ** powers.unsqueeze(-1)) - exact).abs()
     size = exact.abs().amax(-1, keepdim=True)
-    if not bool((error <= (fit or precision.fit) * size.clamp_min(precision.small))[(at <= FARTHEST) & served].all()):
+    if not bool((error <= (fit or precision.fit) * size.clamp_min(precision.small))[(at <= FARTHEST) & served & ~saturated].all()):
         return None
     if not bool(coefficients.abs().amax() < np.finfo(precision.dtype).max / 4):
         return None
@@ -338,8 +344,13 @@ def topk_arrays(noise: str, classes: int, k: int) -> dict[str, NDArray[Any]]:
     odds_tables, given = _odds_tables(noise), one_pass_arrays(noise, classes)
     assert odds_tables is not None
     growing = min(MOST_GROWTH ** (1 / (k - 1)), 1e15)
-    levels = [1 - NEVER, 1 / (1 + growing), 1 / (1 + WEAK_ODDS), 1 / (1 + MOST_ODDS)]
-    faint, far, weak, rough = noises.by_key(noise).icdf(torch.tensor(levels, dtype=torch.float64, device="cpu")).tolist()
+    law, chances = noises.by_key(noise), [1 - NEVER, 1 / (1 + growing), 1 / (1 + WEAK_ODDS), 1 / (1 + MOST_ODDS)]
+    levels = torch.tensor(chances, dtype=torch.float64, device="cpu")
+    faint, far, weak, rough = law.icdf(levels).tolist()
+    if law.log_cdf(levels.new_tensor(-faint)) < 2 * law.log_sf(levels.new_tensor(faint)):
+        # The target hardly falls: that it is beaten is the doing of rivals alone, however far they have to rise.
+        distance = torch.arange(0.0, FARTHEST, PACE, dtype=torch.float64, device="cpu")
+        faint = float(distance[(law.log_sf(distance) > LOG_LEAST_DOUBT).nonzero()[-1]])
     numbers = [*given["numbers"][:6], faint, -far, weak, rough, k]
     return {**odds_tables, **given, "lowest": _lowest_of_rank(noise, k), "numbers": np.array(numbers)}
 

@@ -50,7 +50,8 @@ from lossmith.engine.runtime.arrays import empty, release, zeros
 from lossmith.engine.runtime.compiled import inlined, jit
 from lossmith.engine.runtime.simd import WHOLE, add_multiples
 
-FARTHEST_KTH = 48.0  # scales from the strongest rival down to the k-th, at most: the tables reach twice as far
+FARTHEST_KTH = 48.0  # scales from the strongest rival down to the k-th, at most: the tables reach twice as far. A rival so
+# far above both the k-th and the target is certain to exceed the target
 LEAST_TOTAL = 1e-250  # a smaller integral has lost digits below the smallest float64
 LEAST_DOUBT = 1e-46  # 1 − p beyond which log p is 0 in float32
 RESOLVED = 1e-4  # bound of |even − odd| / (even + odd): the error at twice the step, and about the root of that at the step
@@ -114,7 +115,7 @@ def _mass(below, beyond, density, q):
     if not (density[q] > 0 and density[q + 1] > 0):
         return 0.0
     terms = below if below[q] < beyond[q] else beyond  # the smaller has the digits
-    return density[q] * abs(terms[q + 1] / density[q + 1] - terms[q] / density[q])
+    return max(density[q], density[q + 1]) * abs(terms[q + 1] / density[q + 1] - terms[q] / density[q])
 
 
 @jit
@@ -221,7 +222,7 @@ def _rival_gradient(
 @jit
 def topk_rows(
     scores, bits, target, scale, log_cdf, log_prob, log_odds, odds_powers, slope_by_cell, slope_powers, lowest, high,
-    least_lead, most_lead, sure_lead, coarsest, guess, faint, far, weak_gap, rough_gap, k, ignored, C, log_p, records, grad,
+    least_lead, most_lead, sure_lead, coarsest, guess, faint, far, weak_gap, rough_gap, most_k, ignored, C, log_p, records, grad,
     first_row, last_row,
 ):  # fmt: skip
     """Rows first_row … last_row: log p and its gradient in the scores.
@@ -234,22 +235,22 @@ def topk_rows(
         guess: the quantile 1 − 1/C of the noise. faint: scales above a class at which its trial is over. far: scales from a
             threshold up to a strong rival. weak_gap: scales from a weak rival up to the thresholds. rough_gap: the same for
             a first look. All float64.
-        k: from 2 to C − 1.
+        most_k: k, from 2 to C − 1.
         log_p: (B,) float32, written to. records: (B, COLUMNS) int32, STATUS is written.
         grad: (B · C,) float32, written to; zeros where the status is not DONE; (0,) if it is not asked for.
 
     Returns:
         Whether a row is bad: it holds NaN, +inf or nothing but −inf, or its target is no class. Whether a row is UNSERVED.
     """
-    most, size = 2 * k + MORE_STRONG, (k + 1) * MOST_COUNT
+    most, size = 2 * most_k + MORE_STRONG, (most_k + 1) * MOST_COUNT
     scratch = (
-        empty(size, np.float64), empty(size, np.float64), empty(most * k * MOST_COUNT, np.float64),
-        empty((POWERS + k + more_terms(k)) * MOST_COUNT, np.float64), empty(MOST_COUNT, np.float64),
+        empty(size, np.float64), empty(size, np.float64), empty(most * most_k * MOST_COUNT, np.float64),
+        empty((POWERS + most_k + more_terms(most_k)) * MOST_COUNT, np.float64), empty(MOST_COUNT, np.float64),
         empty(MOST_COUNT, np.float64), empty(MOST_COUNT, np.float64), empty(MOST_COUNT, np.float64),
         empty(MOST_COUNT, np.float64), empty(MOST_COUNT, np.float64), empty(MOST_COUNT, np.float64),
         empty((1 + POWERS) * (MOST_COUNT + WHOLE), np.float32), empty(MOST_COUNT, np.float32), empty(MOST_COUNT, np.float32),
         zeros((MAX_CELLS + WHOLE) * MOMENTS, np.float32), empty((MAX_CELLS + 2 * WHOLE) * MOMENTS, np.float32),
-        empty(C, np.float32), empty(k, np.float32), empty(MOMENTS, np.float32), empty(1 + POWERS, np.float32),
+        empty(C, np.float32), empty(most_k, np.float32), empty(MOMENTS, np.float32), empty(1 + POWERS, np.float32),
         empty(C, np.int32), empty(C, np.int32), empty(MAX_CELLS + 2, np.int64),
     )  # fmt: skip
     (
@@ -276,10 +277,14 @@ def topk_rows(
         if own == -np.inf:
             log_p[b], records[b, STATUS] = -np.inf, LOST
             continue
-        kth = kth_highest(scores, base, C, y, k, best)
+        kth = kth_highest(scores, base, C, y, most_k, best)
         if kth == -np.inf:
             continue
         inverse = 1.0 / float(scale[b if len(scale) > 1 else 0])
+        k = most_k
+        while k > 1 and (float(best[k - 1]) - max(float(kth), float(own))) * inverse > FARTHEST_KTH:
+            k -= 1  # that rival exceeds the target for sure, and k − 1 places are left to the others
+        top = best[k - 1]
         t = (float(own) - float(top)) * inverse
         depth = (float(top) - float(kth)) * inverse
         lead = t + depth
@@ -299,6 +304,10 @@ def topk_rows(
         limit = np.int64(min(max((faint - lowest_u) / CELL, 0.0) + 2, float(MAX_CELLS)))
         locate(scores, base, base + C, top, np.float32(inverse / CELL), limit, cell_of, offset)
         cell_of[y] = limit
+        if k < most_k:
+            for j in range(C):
+                if scores[base + j] > top:
+                    cell_of[j] = limit
         sort_by_cell(C, cell_of, limit, first, order)
         stride, highest_cells = padded(limit + 1), limit
         if CLASSES_PER_RANK * k <= C:
