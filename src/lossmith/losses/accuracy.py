@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lossmith import functional
-from lossmith.engine.argmax.fused import checked_log_prob
+from lossmith.engine.argmax.fused import BatchLoss, checked_log_prob
 from lossmith.functional.argmax import standardize_samples
 from lossmith.inputs import (
     Samples,
@@ -161,19 +161,32 @@ class AccuracyLoss(MetricLoss):
             samples, poison = self._standardized(samples), None
         if samples.fractional or self.label_smoothing:
             samples = samples.settled()
-            mass, total_weight = self.class_mass(samples, self.label_smoothing)
             log_p = self._log_probs(samples.scores)
             log_p = log_p if poison is None else log_p + poison.unsqueeze(-1)
+            if not samples.fractional and self.over == "sample" and self.weight is None:
+                return self._mean_of_smoothed(log_p, samples)
+            mass, total_weight = self.class_mass(samples, self.label_smoothing)
             return mean_of_shares(self, self.over, log_p, mass, total_weight)
         z, scale = samples.scores, checked_scale(self.scale, samples.scores)
-        log_p = checked_log_prob(z, samples.target, self.noise, scale, self.margin, self.ignore_index)
-        return self._mean(log_p if poison is None else log_p + poison, samples)
+        plain = self.over == "sample" and self.weight is None and self.process_group is None and poison is None
+        batch_loss = BatchLoss(self.q, self.reduction == "mean") if plain and self.reduction != "none" else None
+        result = checked_log_prob(z, samples.target, self.noise, scale, self.margin, self.ignore_index, batch_loss)
+        if batch_loss is not None:
+            return result
+        return self._mean(result if poison is None else result + poison, samples)
 
     def _mean(self, log_p: Tensor, samples: Samples) -> Tensor:
         """The loss of log p (…), 0 where a sample does not count."""
         if self.over == "sample" and self.weight is None:
             return self.reduce(neg_log_q(log_p, self.q), samples.keep.sum())
         return mean_of_samples(self, self.over, log_p, self.sample_weight(samples._replace(target=samples.class_index)))
+
+    def _mean_of_smoothed(self, log_p: Tensor, samples: Samples) -> Tensor:
+        """As ``mean_of_shares`` of class indices, without a matrix of shares."""
+        losses = neg_log_q(log_p, self.q)
+        own = losses.gather(-1, samples.target.unsqueeze(-1)).squeeze(-1)
+        each = (1 - self.label_smoothing) * own + self.label_smoothing * losses.mean(-1)
+        return self.reduce(torch.where(samples.keep, each, 0.0), samples.keep.sum())
 
     def _of_shards(self, scores: Tensor, target: Tensor, group: ProcessGroup) -> Tensor:
         """The loss of class indices where the classes lie on several ranks."""

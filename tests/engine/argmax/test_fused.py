@@ -265,3 +265,55 @@ def test_losses_of_all_classes_are_served() -> None:
     ):
         loss(scores, target)
         assert lossmith.last_kernel() == "cpu"
+
+
+# The loss of all rows in one
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("noise", ["normal", "gumbel"])
+@pytest.mark.parametrize("q", [1.0, 0.5, 0.0, 1.5])
+def test_the_mean_and_the_sum_are_made_of_each_rows_loss(q: float, noise: str, dtype: torch.dtype) -> None:
+    scores = scores_of(20, 7, 2.0).to(dtype)
+    target = torch.arange(20) % 7
+    target[::3], scores[0] = -100, math.nan
+    for reduction in ("mean", "sum"):
+        found = []
+        for way in (reduction, "none"):
+            leaf, scale = scores.clone().requires_grad_(), torch.tensor(1.3, dtype=dtype, requires_grad=True)
+            loss = AccuracyLoss(noise, scale=scale, q=q, reduction=way)(leaf, target)
+            if way == "none":
+                loss = loss.sum() / (1 if reduction == "sum" else (target >= 0).sum())
+            first = torch.autograd.grad(3 * loss, (leaf, scale), retain_graph=True)
+            twice = torch.autograd.grad(loss, leaf, create_graph=True)[0][1:]
+            found.append((loss, *first, torch.autograd.grad(twice.square().sum(), leaf)[0][1:]))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_asked_for_twice_is_the_same() -> None:
+    leaf, target = scores_of(5, 4, 1.0).requires_grad_(), torch.arange(5) % 4
+    loss = AccuracyLoss()(leaf, target)
+    (first,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+    kept = first.clone()
+    loss.backward()
+    assert leaf.grad is not None
+    assert torch.equal(leaf.grad, kept)
+
+
+def test_the_mean_over_no_row_is_zero_with_a_gradient_of_zero() -> None:
+    leaf = scores_of(3, 4, 1.0).requires_grad_()
+    loss = AccuracyLoss()(leaf, torch.full((3,), -100))
+    loss.backward()
+    assert loss.item() == 0
+    assert leaf.grad is not None
+    assert leaf.grad.abs().max() == 0
+
+
+def test_smoothed_labels_cost_what_their_class_probabilities_cost() -> None:
+    scores, target = scores_of(6, 5, 1.0), torch.tensor([0, 1, 2, 3, 4, -100])
+    shares = 0.8 * torch.nn.functional.one_hot(target.clamp_min(0), 5).float() + 0.04
+    for noise in ("normal", "gumbel"):
+        for q in (1.0, 0.3):
+            smoothed = AccuracyLoss(noise, q=q, label_smoothing=0.2)(scores, target)
+            torch.testing.assert_close(smoothed, AccuracyLoss(noise, q=q)(scores[:5], shares[:5]))

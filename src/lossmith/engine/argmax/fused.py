@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,11 +39,13 @@ from lossmith.inputs import (
     all_count,
     check_score_values,
     check_target_values,
+    divisor,
     has_tangent,
     is_wrapped,
     owns_memory,
     rows_that_count,
 )
+from lossmith.maths.qlog import neg_log_q
 from lossmith.noise import Noise
 
 OPERATION = "argmax_log_probs"
@@ -57,7 +59,9 @@ def _obstacle(scores: Tensor, noise: str) -> str:
 
 
 def _topk_obstacle(scores: Tensor, noise: str) -> str:
-    return CPU.obstacle(scores, noise) or ("" if has_odds(noise) else "its odds have no tables; take normal, logistic or Gumbel noise")
+    return CPU.obstacle(scores, noise) or (
+        "" if has_odds(noise) else "its odds have no tables; take normal, logistic or Gumbel noise"
+    )
 
 
 def _double_obstacle(scores: Tensor, noise: str) -> str:
@@ -72,8 +76,26 @@ TOPK = "topk_log_prob"
 TOPK_KERNELS = (Kernel("cpu", CPU.devices, CPU.dtypes, _topk_obstacle), REFERENCE)
 
 
+class BatchLoss(NamedTuple):
+    """The loss of all rows: Σ −log_q(p) (N6), divided by the number of rows that count if ``mean``."""
+
+    q: float
+    mean: bool
+
+    def of(self, log_p: Tensor, keep: Tensor) -> Tensor:
+        """The loss of log p (…), 0 where a row does not count; ``keep``, (…) bool: which do."""
+        total = neg_log_q(log_p, self.q).sum()
+        return total / divisor(keep.sum()) if self.mean else total
+
+
 def checked_log_prob(
-    scores: Tensor, target: Tensor, noise: Noise, scale: float | Tensor, margin: float | None, ignored: int = NO_TARGET
+    scores: Tensor,
+    target: Tensor,
+    noise: Noise,
+    scale: float | Tensor,
+    margin: float | None,
+    ignored: int = NO_TARGET,
+    batch_loss: BatchLoss | None = None,
 ) -> Tensor:
     """log P(the target wins) by a formula or by a kernel, of arguments whose shapes, dtypes and devices have been checked.
 
@@ -84,9 +106,10 @@ def checked_log_prob(
         scale: σ > 0: a number, or a tensor (…, 1) of the scores' dtype.
         margin: the cap of the lead, ≥ 0, or None.
         ignored: a target that gives 0 and no gradient, whatever its row of scores holds.
+        batch_loss: what is made of all log-probabilities; a kernel then makes loss and gradient at once.
 
     Returns:
-        (…) log-probabilities, differentiable twice in scores and scale.
+        (…) log-probabilities, or the loss, a scalar; differentiable twice in scores and scale.
 
     Raises:
         ValueError: as ``log_prob``, a row named by its place in all dimensions.
@@ -101,15 +124,20 @@ def checked_log_prob(
         own = scores.gather(-1, index.clamp(0, classes - 1).unsqueeze(-1))
         scores = torch.maximum(scores, own - margin)
     if closed and not softmax:
-        return _by_formula(scores, index, noise, scale, ignored)
+        log_p = _by_formula(scores, index, noise, scale, ignored)
+        return log_p if batch_loss is None else batch_loss.of(log_p, index != ignored)
     sigma = flat_scale(scale, scores)
     rows = scores if scores.dim() == 2 else scores.reshape(-1, classes)
+    index = index.flatten()
     try:
         kernels = DOUBLE_KERNELS if rows.dtype == torch.float64 else TARGET_KERNELS
         if softmax or (is_plain and choose(TARGET, kernels, rows, noise.key) == "cpu"):
             record("closed form" if softmax else "cpu")
-            return target_log_prob(rows, index.flatten(), sigma, noise, ignored).view_as(target)
-        return log_prob(rows, index.flatten(), sigma, noise, ignored).view_as(target)
+            if batch_loss is not None:
+                return _Loss.apply(rows, index, sigma, noise, ignored, batch_loss)  # type: ignore[no-untyped-call]
+            return target_log_prob(rows, index, sigma, noise, ignored).view_as(target)
+        log_p = log_prob(rows, index, sigma, noise, ignored)
+        return log_p.view_as(target) if batch_loss is None else batch_loss.of(log_p, index != ignored)
     except ValueError as error:
         if str(error).startswith("scores:"):  # of a flat row; here it has its place in all dimensions
             check_score_values(rows_that_count(scores, target != ignored))
@@ -330,43 +358,51 @@ class _Every(torch.autograd.Function):
         return grad, scale_gradient(grad, scores, scale) if needed[1] else None, None
 
 
+def _rows_and_gradient(
+    scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int, rank: int, differentiate: bool
+) -> tuple[Tensor, Tensor]:
+    """log P(the target is among the ``rank`` highest) and its gradient in the scores, (0,) if it is not asked for."""
+    rows, classes = scores.shape
+    z = scores.contiguous()
+    gumbel, log_p = noise.key == GUMBEL and rank == 1, z.new_empty(rows)
+    grad = torch.empty_like(z) if differentiate else z.new_empty(0)
+    arrays = {"scores": z, "target": target.contiguous(), "scale": scale.contiguous(), "log_p": log_p, "grad": grad}
+    left = None
+    try:
+        precision = _precision(z)
+        kernels = _kernels(precision)
+        if gumbel:
+            bad, unserved = _run(kernels.target_team, kernels.TARGET, rows, classes, ignored, arrays)
+        else:
+            arrays["records"] = records = torch.empty(rows, COLUMNS, dtype=torch.int32)
+            if rank == 1:
+                team, layout = kernels.one_pass_team, kernels.ONE_PASS
+                tail = _tail(precision, "ONE_PASS", one_pass_arrays, noise.key, classes)[0]
+            else:
+                team, layout = kernels.topk_team, kernels.TOPK
+                tail = _tail(precision, "TOPK", topk_arrays, noise.key, classes, rank)[0]
+            bad, unserved = _run(team, layout, rows, classes, ignored, arrays, tail)
+        if unserved:
+            left = records[:, STATUS] == UNSERVED
+    except Exception as error:  # whatever it is, there is another way, and the user learns of it
+        give_up(TOPK if rank > 1 else SOFTMAX if gumbel else TARGET, "cpu", error)
+        record("closed form" if gumbel else "reference")
+        bad, left, grad = True, target != ignored, torch.zeros_like(z)
+        log_p.zero_()
+    if bad:
+        check_target_values(target, classes, ignored)
+        check_score_values(z[target != ignored])
+    if left is not None:
+        if not bad:
+            record_rows(TOPK if rank > 1 else TARGET, "cpu", int(left.sum()), classes)
+        _by_plain_torch(left, z, target, scale, noise, rank, log_p, grad)
+    return log_p, grad
+
+
 class _Target(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int, rank: int) -> Tensor:
-        rows, classes = scores.shape
-        z, differentiate = scores.contiguous(), any(ctx.needs_input_grad)
-        gumbel, log_p = noise.key == GUMBEL and rank == 1, z.new_empty(rows)
-        grad = torch.empty_like(z) if differentiate else z.new_empty(0)
-        arrays = {"scores": z, "target": target.contiguous(), "scale": scale.contiguous(), "log_p": log_p, "grad": grad}
-        left = None
-        try:
-            precision = _precision(z)
-            kernels = _kernels(precision)
-            if gumbel:
-                bad, unserved = _run(kernels.target_team, kernels.TARGET, rows, classes, ignored, arrays)
-            else:
-                arrays["records"] = records = torch.empty(rows, COLUMNS, dtype=torch.int32)
-                if rank == 1:
-                    team, layout = kernels.one_pass_team, kernels.ONE_PASS
-                    tail = _tail(precision, "ONE_PASS", one_pass_arrays, noise.key, classes)[0]
-                else:
-                    team, layout = kernels.topk_team, kernels.TOPK
-                    tail = _tail(precision, "TOPK", topk_arrays, noise.key, classes, rank)[0]
-                bad, unserved = _run(team, layout, rows, classes, ignored, arrays, tail)
-            if unserved:
-                left = records[:, STATUS] == UNSERVED
-        except Exception as error:  # whatever it is, there is another way, and the user learns of it
-            give_up(TOPK if rank > 1 else SOFTMAX if gumbel else TARGET, "cpu", error)
-            record("closed form" if gumbel else "reference")
-            bad, left, grad = True, target != ignored, torch.zeros_like(z)
-            log_p.zero_()
-        if bad:
-            check_target_values(target, classes, ignored)
-            check_score_values(z[target != ignored])
-        if left is not None:
-            if not bad:
-                record_rows(TOPK if rank > 1 else TARGET, "cpu", int(left.sum()), classes)
-            _by_plain_torch(left, z, target, scale, noise, rank, log_p, grad)
+        log_p, grad = _rows_and_gradient(scores, target, scale, noise, ignored, rank, any(ctx.needs_input_grad))
         ctx.noise, ctx.ignored, ctx.rank = noise, ignored, rank
         ctx.save_for_backward(scores, target, scale, grad)
         return log_p
@@ -382,6 +418,39 @@ class _Target(torch.autograd.Function):
             in_scores, in_scale = _differentiated(log_p, (scores, scale), upstream[keep], needed)
             return in_scores, None, in_scale, None, None, None
         in_scores = grad * upstream.unsqueeze(-1)
+        return in_scores, None, scale_gradient(in_scores, scores, scale) if needed[1] else None, None, None, None
+
+
+class _Loss(torch.autograd.Function):
+    """As ``_Target`` and ``BatchLoss.of``, in one: the gradient of the loss is made with the loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int, batch_loss: BatchLoss
+    ) -> Tensor:
+        log_p, grad = _rows_and_gradient(scores, target, scale, noise, ignored, 1, any(ctx.needs_input_grad))
+        keep = target != ignored
+        if grad.numel():
+            share = 1 / max(int(keep.sum()), 1) if batch_loss.mean else 1.0
+            if batch_loss.q == 1:
+                grad *= -share
+            else:
+                grad *= ((1 - batch_loss.q) * log_p).exp_().mul_(-share).unsqueeze(-1)
+        ctx.noise, ctx.ignored, ctx.batch_loss = noise, ignored, batch_loss
+        ctx.save_for_backward(scores, target, scale, grad)
+        return batch_loss.of(log_p, keep)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scores, target, scale, grad = ctx.saved_tensors
+        needed = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        if torch.is_grad_enabled():  # create_graph=True
+            keep = target != ctx.ignored
+            z, sigma = _rows_of(keep, scores, scale)
+            loss = ctx.batch_loss.of(_plain_of_target(z, target[keep], sigma, ctx.noise, 1), keep)
+            in_scores, in_scale = _differentiated(loss, (scores, scale), upstream, needed)
+            return in_scores, None, in_scale, None, None, None
+        in_scores = grad if upstream == 1 else grad * upstream
         return in_scores, None, scale_gradient(in_scores, scores, scale) if needed[1] else None, None, None, None
 
 

@@ -29,7 +29,7 @@ _ran: ContextVar[str | None] = ContextVar("lossmith_kernel_ran", default=None)
 broken: dict[tuple[str, str], str] = {}  # (operation, kernel) -> how it failed, for the life of the process
 _serving: dict[
     tuple[Any, ...], str
-] = {}  # (operation, kernel asked for, device, dtype, call) -> the kernel before the reference
+] = {}  # (operation, its kernels, kernel asked for, device, dtype, call) -> the kernel before the reference
 _MOST = 256  # of those that are remembered
 _warned: set[tuple[str, str]] = set()  # (operation, reason)
 
@@ -89,7 +89,7 @@ def choose(operation: str, kernels: Sequence[Kernel], scores: Tensor, *call: Any
         ValueError: the kernel that ``use_kernel`` names cannot serve.
     """
     name = _asked.get()
-    question = operation, name, scores.device.type, scores.dtype, call
+    question = operation, id(kernels), name, scores.device.type, scores.dtype, call
     if not broken and (known := _serving.get(question)) is not None:
         return known
     chosen = _chosen(operation, kernels, scores, call, name, bearable)

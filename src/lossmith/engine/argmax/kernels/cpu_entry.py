@@ -10,6 +10,7 @@ import numpy as np
 from lossmith.engine.argmax.kernels.cpu import backward, forward
 from lossmith.engine.argmax.kernels.record import COLUMNS
 from lossmith.engine.runtime.compiled import team_function
+from lossmith.engine.runtime.denormals import flush_denormals, restore_mode
 from lossmith.engine.runtime.launch import Layout, array, array_as, job_at, matrix, take
 
 # bad: result, 1 if a row or a target was bad. unserved: result, 1 if a row was left to the reference. rows, classes: of the
@@ -53,6 +54,7 @@ _FORWARD_SIZE, _BACKWARD_SIZE = FORWARD.size, BACKWARD.size
 @team_function
 def forward_team(data):
     """``cpu.forward`` on the rows of a job of the layout ``FORWARD``; data: address of the job."""
+    mode = flush_denormals()
     job = job_at(data, _FORWARD_SIZE)
     B, C, ignored = job[_NUMBER.rows], job[_NUMBER.classes], job[_NUMBER.ignored]
     scores, bits = array(job, _IN.scores), array_as(job, _IN.scores, np.int32)
@@ -65,7 +67,7 @@ def forward_team(data):
     while True:
         first = take(job)
         if first >= B:
-            return
+            break
         last = min(first + job[_NUMBER.turn], B)
         bad, unserved = forward(
             scores, bits, target, scale, log_cdf, log_prob, lowest, depth, high, least_lead, most_lead, sure_lead,
@@ -75,11 +77,13 @@ def forward_team(data):
             job[_NUMBER.bad] = 1
         if unserved:
             job[_NUMBER.unserved] = 1
+    restore_mode(mode)
 
 
 @team_function
 def backward_team(data):
     """``cpu.backward`` on the rows of a job of the layout ``BACKWARD``; data: address of the job."""
+    mode = flush_denormals()
     job = job_at(data, _BACKWARD_SIZE)
     B, C = job[_NUMBER.rows], job[_NUMBER.classes]
     scores, bits = array(job, _BACK.scores), array_as(job, _BACK.scores, np.int32)
@@ -89,9 +93,10 @@ def backward_team(data):
     while True:
         first = take(job)
         if first >= B:
-            return
+            break
         last = min(first + job[_NUMBER.turn], B)
         backward(
             scores, bits, target, scale, slope_by_cell, slope, upstream, weights, len(weights) // B, records, grad, C,
             first, last,
         )  # fmt: skip
+    restore_mode(mode)

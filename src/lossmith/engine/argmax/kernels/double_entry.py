@@ -11,6 +11,7 @@ from lossmith.engine.argmax.kernels import double
 from lossmith.engine.argmax.kernels.cpu_entry import NUMBERS
 from lossmith.engine.argmax.kernels.record import COLUMNS
 from lossmith.engine.runtime.compiled import team_function
+from lossmith.engine.runtime.denormals import flush_denormals, restore_mode
 from lossmith.engine.runtime.launch import Dtype, Layout, array, job_at, matrix, take
 
 _NOISE: dict[str, Dtype] = {
@@ -61,6 +62,7 @@ _SIZE = max(ONE_PASS.size, EVERY.size, EVERY_GRADIENT.size)
 @team_function
 def one_pass_team(data):
     """``double.target_rows`` on the rows of a job of the layout ``ONE_PASS``; data: address of the job."""
+    mode = flush_denormals()
     job = job_at(data, _SIZE)
     scores, target, scale = array(job, _ONE.scores), array(job, _ONE.target), array(job, _ONE.scale)
     log_p, grad, records = array(job, _ONE.log_p), array(job, _ONE.grad), matrix(job, _ONE.records, COLUMNS)
@@ -69,7 +71,7 @@ def one_pass_team(data):
     while True:
         first = take(job)
         if first >= job[_NUMBER.rows]:
-            return
+            break
         last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
         bad, unserved = double.target_rows(
             scores, target, scale, log_cdf, log_prob, slope, lowest, depth, numbers[0], numbers[1], numbers[2], numbers[3],
@@ -80,11 +82,13 @@ def one_pass_team(data):
             job[_NUMBER.bad] = 1
         if unserved:
             job[_NUMBER.unserved] = 1
+    restore_mode(mode)
 
 
 @team_function
 def every_team(data):
     """``double.every_rows`` on the rows of a job of the layout ``EVERY``; data: address of the job."""
+    mode = flush_denormals()
     job = job_at(data, _SIZE)
     scores, scale, log_p = array(job, _EVERY.scores), array(job, _EVERY.scale), array(job, _EVERY.log_p)
     records, numbers = matrix(job, _EVERY.records, COLUMNS), array(job, _EVERY.numbers)
@@ -93,7 +97,7 @@ def every_team(data):
     while True:
         first = take(job)
         if first >= job[_NUMBER.rows]:
-            return
+            break
         last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
         bad, unserved = double.every_rows(
             scores, scale, log_cdf, log_prob, slope, lowest, depth, numbers[0], numbers[1], np.int64(numbers[2]), numbers[3],
@@ -103,11 +107,13 @@ def every_team(data):
             job[_NUMBER.bad] = 1
         if unserved:
             job[_NUMBER.unserved] = 1
+    restore_mode(mode)
 
 
 @team_function
 def every_gradient_team(data):
     """``double.every_gradient_rows`` on the rows of a job of the layout ``EVERY_GRADIENT``; data: address of the job."""
+    mode = flush_denormals()
     job = job_at(data, _SIZE)
     scores, scale, upstream = array(job, _BACK.scores), array(job, _BACK.scale), array(job, _BACK.upstream)
     log_p, grad, records = array(job, _BACK.log_p), array(job, _BACK.grad), matrix(job, _BACK.records, COLUMNS)
@@ -116,9 +122,10 @@ def every_gradient_team(data):
     while True:
         first = take(job)
         if first >= job[_NUMBER.rows]:
-            return
+            break
         last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
         double.every_gradient_rows(
             scores, scale, upstream, log_p, log_cdf, log_prob, slope, lowest, depth, numbers[0], np.int64(numbers[2]),
             numbers[3], numbers[4], job[_NUMBER.classes], records, grad, first, last,
         )  # fmt: skip
+    restore_mode(mode)

@@ -12,6 +12,7 @@ from lossmith.engine.argmax.kernels.cpu_entry import NUMBERS
 from lossmith.engine.argmax.kernels.record import COLUMNS, KEPT_OTHER
 from lossmith.engine.runtime.arrays import empty, release
 from lossmith.engine.runtime.compiled import team_function
+from lossmith.engine.runtime.denormals import flush_denormals, restore_mode
 from lossmith.engine.runtime.launch import Dtype, Layout, array, array_as, job_at, matrix, take
 
 _NOISE: dict[str, Dtype] = {
@@ -97,6 +98,7 @@ _SIZE = max(layout.size for layout in (EVERY, EVERY_GRADIENT, TARGET, ONE_PASS, 
 @team_function
 def every_team(data):
     """``every.forward`` on the rows of a job of the layout ``EVERY``; data: address of the job."""
+    mode = flush_denormals()
     job = job_at(data, _SIZE)
     B, C = job[_NUMBER.rows], job[_NUMBER.classes]
     scores, bits, scale = array(job, _EVERY.scores), array_as(job, _EVERY.scores, np.int32), array(job, _EVERY.scale)
@@ -108,7 +110,7 @@ def every_team(data):
     while True:
         first = take(job)
         if first >= B:
-            return
+            break
         last = min(first + job[_NUMBER.turn], B)
         bad, unserved = every.forward(
             scores, bits, scale, log_cdf, log_prob, slope_by_cell, slope, lowest, depth, numbers[0], numbers[1],
@@ -118,11 +120,13 @@ def every_team(data):
             job[_NUMBER.bad] = 1
         if unserved:
             job[_NUMBER.unserved] = 1
+    restore_mode(mode)
 
 
 @team_function
 def every_gradient_team(data):
     """``every.backward`` on the rows of a job of the layout ``EVERY_GRADIENT``; data: address of the job."""
+    mode = flush_denormals()
     job = job_at(data, _SIZE)
     B, C = job[_NUMBER.rows], job[_NUMBER.classes]
     scores, bits, scale = array(job, _BACK.scores), array_as(job, _BACK.scores, np.int32), array(job, _BACK.scale)
@@ -132,46 +136,52 @@ def every_gradient_team(data):
     while True:
         first = take(job)
         if first >= B:
-            return
+            break
         last = min(first + job[_NUMBER.turn], B)
         every.backward(
             scores, bits, scale, slope_by_cell, slope, upstream, log_p, weights, len(weights) // B, records, lines, grad,
             C, first, last,
         )  # fmt: skip
+    restore_mode(mode)
 
 
 @team_function
 def softmax_team(data):
     """``softmax.all_rows`` on the rows of a job of the layout ``SOFTMAX``; data: address of the job."""
+    mode = flush_denormals()
     job = job_at(data, _SIZE)
     scores, bits = array(job, _SOFT.scores), array_as(job, _SOFT.scores, np.int32)
     scale, log_p = array(job, _SOFT.scale), array(job, _SOFT.log_p)
     while True:
         first = take(job)
         if first >= job[_NUMBER.rows]:
-            return
+            break
         last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
         if softmax.all_rows(scores, bits, scale, job[_NUMBER.classes], log_p, first, last):
             job[_NUMBER.bad] = 1
+    restore_mode(mode)
 
 
 @team_function
 def softmax_gradient_team(data):
     """``softmax.all_rows_gradient`` on the rows of a job of the layout ``SOFTMAX_GRADIENT``; data: address of the job."""
+    mode = flush_denormals()
     job = job_at(data, _SIZE)
     log_p, scale = array(job, _SOFT_BACK.log_p), array(job, _SOFT_BACK.scale)
     upstream, grad = array(job, _SOFT_BACK.upstream), array(job, _SOFT_BACK.grad)
     while True:
         first = take(job)
         if first >= job[_NUMBER.rows]:
-            return
+            break
         last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
         softmax.all_rows_gradient(log_p, scale, upstream, job[_NUMBER.classes], grad, first, last)
+    restore_mode(mode)
 
 
 @team_function
 def target_team(data):
     """``softmax.target_rows`` on the rows of a job of the layout ``TARGET``; data: address of the job."""
+    mode = flush_denormals()
     job = job_at(data, _SIZE)
     C = job[_NUMBER.classes]
     scores, bits = array(job, _TARGET.scores), array_as(job, _TARGET.scores, np.int32)
@@ -190,11 +200,13 @@ def target_team(data):
             job[_NUMBER.bad] = 1
     if not differentiate:
         release((exponentials,))
+    restore_mode(mode)
 
 
 @team_function
 def one_pass_team(data):
     """``cpu.forward_and_backward`` on the rows of a job of the layout ``ONE_PASS``; data: address of the job."""
+    mode = flush_denormals()
     job = job_at(data, _SIZE)
     B, C, ignored = job[_NUMBER.rows], job[_NUMBER.classes], job[_NUMBER.ignored]
     scores, bits = array(job, _ONE.scores), array_as(job, _ONE.scores, np.int32)
@@ -205,7 +217,7 @@ def one_pass_team(data):
     while True:
         first = take(job)
         if first >= B:
-            return
+            break
         last = min(first + job[_NUMBER.turn], B)
         bad, unserved = cpu.forward_and_backward(
             scores, bits, target, scale, log_cdf, log_prob, slope_by_cell, slope, lowest, depth, numbers[0], numbers[1],
@@ -216,11 +228,13 @@ def one_pass_team(data):
             job[_NUMBER.bad] = 1
         if unserved:
             job[_NUMBER.unserved] = 1
+    restore_mode(mode)
 
 
 @team_function
 def topk_team(data):
     """``topk.topk_rows`` on the rows of a job of the layout ``TOPK``; data: address of the job."""
+    mode = flush_denormals()
     job = job_at(data, _SIZE)
     C, ignored = job[_NUMBER.classes], job[_NUMBER.ignored]
     scores, bits = array(job, _TOPK.scores), array_as(job, _TOPK.scores, np.int32)
@@ -232,7 +246,7 @@ def topk_team(data):
     while True:
         first = take(job)
         if first >= job[_NUMBER.rows]:
-            return
+            break
         last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
         bad, unserved = topk.topk_rows(
             scores, bits, target, scale, log_cdf, log_prob, log_odds, odds_powers, slope_by_cell, slope_powers, lowest,
@@ -243,3 +257,4 @@ def topk_team(data):
             job[_NUMBER.bad] = 1
         if unserved:
             job[_NUMBER.unserved] = 1
+    restore_mode(mode)

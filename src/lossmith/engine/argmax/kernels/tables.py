@@ -61,7 +61,7 @@ class Precision(NamedTuple):
         reach: scales within which all but ``tail`` of f must lie.
         drop: nats below the highest integrand at which it counts as zero.
         faint: nats below the strongest rival's 1 − F at which a class counts as removed, even 100,000 of them.
-        log_smallest: the logarithm of the smallest number with all its digits, or a little more.
+        log_smallest: a logarithm above that of the smallest number with all its digits: terms of a sum may be e^−12 of it.
         floor: p, with one rival, of a class that is not followed farther down.
         by_threshold: whether ``Tables.slope`` is made.
     """
@@ -80,7 +80,7 @@ class Precision(NamedTuple):
     by_threshold: bool
 
 
-SINGLE = Precision(np.float32, MOMENTS, 3e-6, 1e-10, 1e-7, 1e-8, 24.0, 20.0, 30.0, -88.0, 1e-32, True)
+SINGLE = Precision(np.float32, MOMENTS, 3e-6, 1e-10, 1e-7, 1e-8, 24.0, 20.0, 30.0, -76.0, 1e-32, True)
 DOUBLE = Precision(np.float64, 11, 1e-11, 1e-40, 1e-11, 1e-12, 30.0, 30.0, 40.0, -650.0, 1e-280, False)
 
 
@@ -203,7 +203,9 @@ def _fit(
     exact = function(at.unsqueeze(-1) - CELL / 2 * check)
     error = (coefficients @ (check ** powers.unsqueeze(-1)) - exact).abs()
     size = exact.abs().amax(-1, keepdim=True)
-    if not bool((error <= (fit or precision.fit) * size.clamp_min(precision.small))[(at <= FARTHEST) & served & ~saturated].all()):
+    if not bool(
+        (error <= (fit or precision.fit) * size.clamp_min(precision.small))[(at <= FARTHEST) & served & ~saturated].all()
+    ):
         return None
     if not bool(coefficients.abs().amax() < np.finfo(precision.dtype).max / 4):
         return None

@@ -222,8 +222,8 @@ def _rival_gradient(
 @jit
 def topk_rows(
     scores, bits, target, scale, log_cdf, log_prob, log_odds, odds_powers, slope_by_cell, slope_powers, lowest, high,
-    least_lead, most_lead, sure_lead, coarsest, guess, faint, far, weak_gap, rough_gap, most_k, ignored, C, log_p, records, grad,
-    first_row, last_row,
+    least_lead, most_lead, sure_lead, coarsest, guess, faint, far, weak_gap, rough_gap, most_k, ignored, C, log_p, records,
+    grad, first_row, last_row,
 ):  # fmt: skip
     """Rows first_row … last_row: log p and its gradient in the scores.
 
