@@ -99,7 +99,7 @@ class AccuracyLoss(MetricLoss):
     >>> value = loss(scores, torch.tensor([0, 2]))
     >>> value.backward()
     >>> value
-    tensor(0.8950, grad_fn=<DivBackward0>)
+    tensor(0.8950, grad_fn=<_LossBackward>)
     """
 
     DIALS = ("noise", "scale", "q", "over", "margin")
