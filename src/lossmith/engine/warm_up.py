@@ -22,10 +22,10 @@ def warm_up() -> Path | None:
     with announced():
         from lossmith.engine.argmax.kernels import cpu_entry, double_entry, every_entry
         from lossmith.engine.argmax.sharded import exchange
-        from lossmith.engine.ranking.kernels import entry, panels  # noqa: F401  # panels are compiled when imported
+        from lossmith.engine.ranking.kernels import columns_entry, entry, panels  # noqa: F401  # panels are compiled when imported
         from lossmith.engine.runtime.compiled import TeamFunction
 
-        for module in (cpu_entry, every_entry, double_entry, entry):
+        for module in (cpu_entry, every_entry, double_entry, entry, columns_entry):
             for value in vars(module).values():
                 if isinstance(value, TeamFunction):
                     value.compile()

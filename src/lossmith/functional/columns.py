@@ -12,66 +12,59 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossmith.engine.ranking.autograd import MOST_UNITS
+from lossmith.engine.ranking import columns
 from lossmith.engine.runtime import custom_op as opaque
-from lossmith.engine.runtime import select
 from lossmith.functional.argmax import argmax_log_prob
 from lossmith.functional.ranking import expected_auc, expected_average_precision
-from lossmith.inputs import one_hot
-from lossmith.noise import Gumbel, Noise, Normal
+from lossmith.inputs import has_tangent, is_wrapped, owns_memory
+from lossmith.noise import Noise
 
 TINY = 1e-8  # an AUC, or what it lacks, below which, the error being 1e-14, the hardest pairs are taken in log space
-SMALLEST = 1e-290  # a sum over pairs, below which a float64 loses digits
 HARDEST = 256  # of either side
-MOST_PAIRS = 1 << 20  # of a positive and any sample: beyond, the kernel of one column, which takes no pairs, costs less
-# P(a lead of δ ≥ 0 is lost), by a formula with all its digits
-LOST_BY: dict[type[Noise], Callable[[Tensor], Tensor]] = {
-    Normal: lambda lead: torch.erfc(lead / 2) / 2,
-    Gumbel: lambda lead: torch.sigmoid(-lead),
-}
+MANY = 1 << 15  # samples of a single column from which on the AUC of one ranking, whose work threads share, costs less
 
 
 def log_odds(scores: Tensor) -> Tensor:
-    """z_k − log Σ_{j≠k} e^{z_j} of scores z (n, C), (n, C) float64; O(n · C) time and memory.
+    """z_k − log Σ_{j≠k} e^{z_j} of scores z (n, C), (n, C) float64, differentiable twice; O(n · C) time and memory.
 
     For all but the leader, whose share is at most ½, the sum of the others is the whole sum less the class's own share; the
     leader's is summed without it, for there that difference would have no digits.
     """
     z = scores.double()
-    leader = one_hot(z.argmax(-1), z.shape[-1])
-    total = z.logsumexp(-1, keepdim=True)
-    of_rivals = z.masked_fill(leader, -math.inf).logsumexp(-1, keepdim=True)
-    share = torch.where(leader, 0.0, (z - total).exp()).clamp_max(0.5)  # beyond ½ by rounding only
-    return z - torch.where(leader, of_rivals, total + torch.log1p(-share))
+    if torch.compiler.is_compiling() or not owns_memory(z) or is_wrapped(z) or has_tangent(z):
+        return _log_odds(z)[0]
+    odds: Tensor = _LogOdds.apply(z)  # type: ignore[no-untyped-call]
+    return odds
 
 
-def _log_auc(x: Sequence[Tensor], noise: Noise, max_fpr: float) -> Tensor:
-    """log AUC of every column: by all pairs at once where they are few, one column after the other where they are many."""
-    z, positive, keep, scale = x
-    lost_by = LOST_BY.get(type(noise))
-    who, column = (positive & keep).nonzero(as_tuple=True)
-    if lost_by is None or max_fpr != 1 or not 0 < len(who) * len(z) <= MOST_PAIRS or select.asked() is not None:
-        return _auc_by_column(x, noise, max_fpr)
-    span = z.detach().amax() - z.detach().amin()
-    if not span <= MOST_UNITS * scale:  # too wide, or not finite: one column after the other refuses that in words
-        return _auc_by_column(x, noise, max_fpr)
-    negative = keep & ~positive
-    pairs = (keep & positive).sum(0) * negative.sum(0)
-    lead = (z[who, column].unsqueeze(-1) - z.T[column]) / scale
-    counts = negative.T[column]
-    ahead = counts & (lead > 0)
-    sign = ahead.to(z) - (counts ^ ahead).to(z)  # of the lead; 0 where there is no pair, −1 at ties
-    part = (sign * lost_by(torch.where(counts, sign * lead, 0.0))).sum(-1)
-    won, lost = ahead.sum(-1) - part, (counts ^ ahead).sum(-1) + part  # both with all their digits next to 0
-    zero = z.new_zeros(z.shape[1])
-    won, lost = (zero.index_add(0, column, sums) / pairs.clamp_min(1) for sums in (won, lost))
-    least = torch.minimum(won, lost)
-    if bool(((least < SMALLEST) & (pairs > 0)).any()):
-        return _auc_by_column(x, noise, max_fpr)
-    select.record("closed form")
-    behind = won < 0.5
-    log = torch.where(behind, torch.where(behind, won, 1.0).log(), torch.log1p(-torch.where(behind, 0.0, lost)))
-    return torch.where(pairs > 0, log, 0.0)
+def _log_odds(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The log odds; the share of each class in Σ_j e^{z_j}, and that of the others together."""
+    top, leader = z.max(-1, keepdim=True)
+    above = torch.where(top.isinf(), 0.0, top.detach())  # +inf gives nan, which the ranking refuses in words
+    e = (z - above).exp()
+    rest = e.scatter(-1, leader, 0.0).sum(-1, keepdim=True)
+    total = rest + e.gather(-1, leader)
+    share = e / total
+    others = (1 - share.clamp_max(0.5)).scatter(-1, leader, rest / total)  # a share beyond ½ only by rounding
+    return z - above - total.log() - others.log(), share, others
+
+
+class _LogOdds(torch.autograd.Function):
+    """As ``_log_odds``, whose backward pass takes (R28) instead of one operator after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        odds, share, others = _log_odds(z)
+        ctx.save_for_backward(z, share, others)
+        return odds
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        z, share, others = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            return torch.autograd.grad(_log_odds(z)[0], z, upstream, create_graph=True)[0]
+        each = upstream / others
+        return upstream - share * (each.sum(-1, keepdim=True) - each)
 
 
 def _by_column(one: Callable[[Tensor, Tensor, Noise, Tensor, float], Tensor]) -> Callable[..., Tensor]:
@@ -129,8 +122,35 @@ def _precision_of_one(scores: Tensor, positive: Tensor, noise: Noise, scale: Ten
     return expected_average_precision(scores, positive, noise=noise, scale=scale).log()
 
 
-_auc_by_column = _by_column(_auc_of_one)
-log_auc_of_columns = opaque.register("log_auc", _log_auc, lambda x: x[0].new_empty(x[0].shape[1]))
-log_precision_of_columns = opaque.register(
-    "log_average_precision", _by_column(_precision_of_one), lambda x: x[0].new_empty(x[0].shape[1])
-)
+_auc_by_column, _precision_by_column = _by_column(_auc_of_one), _by_column(_precision_of_one)
+
+
+def _log_auc(x: Sequence[Tensor], noise: Noise, max_fpr: float) -> Tensor:
+    """log AUC of every column: by a kernel of columns, or one column after the other."""
+    rows, count = x[0].shape
+    whole = max_fpr == 1 and (count > 1 or rows < MANY)
+    if not whole or not columns.serves("log_auc", x, noise):
+        return _auc_by_column(x, noise, max_fpr)
+    z, positive, keep, scale = x
+    return columns.log_metrics(
+        "log_auc", z, positive, keep, scale, noise, False, lambda *part: _auc_by_column(part, noise, max_fpr)
+    )
+
+
+def _log_average_precision(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
+    """log AP of every column, likewise."""
+    if not columns.serves("log_average_precision", x, noise):
+        return _precision_by_column(x, noise, 0.0)
+    z, positive, keep, scale = x
+    operation = "log_average_precision"
+    return columns.log_metrics(
+        operation, z, positive, keep, scale, noise, True, lambda *part: _precision_by_column(part, noise, 0.0)
+    )
+
+
+def _of_columns(x: Sequence[Tensor]) -> Tensor:
+    return x[0].new_empty(x[0].shape[1])
+
+
+log_auc_of_columns = opaque.register("log_auc", _log_auc, _of_columns)
+log_precision_of_columns = opaque.register("log_average_precision", _log_average_precision, _of_columns)

@@ -104,18 +104,21 @@ class RankingLoss(MetricLoss):
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch of scores and targets."""
         z, positive, keep = self._columns(scores, target)
-        z = groups.gathered(z, self.process_group)
-        state = groups.gathered(torch.stack([positive, keep], -1).to(torch.uint8), self.process_group)
-        z, state = self.memory(z, state)
-        positive, keep = state.bool().unbind(-1)
+        if self.process_group is not None or self.memory.size:
+            z = groups.gathered(z, self.process_group)
+            state = groups.gathered(torch.stack([positive, keep], -1).to(torch.uint8), self.process_group)
+            z, state = self.memory(z, state)
+            positive, keep = state.bool().unbind(-1)
         if self.average == "micro":
             z, positive, keep = z.reshape(-1, 1), positive.reshape(-1, 1), keep.reshape(-1, 1)
         scale = torch.as_tensor(self.scale, dtype=torch.float64, device=z.device).reshape(())
         # Positives of each column, (K,); 0 without negatives, since such a column has no metric
         count = torch.where((keep & ~positive).any(0), (keep & positive).sum(0), 0)
         log_m = self.of_columns((z.double(), positive, keep, scale), self.noise, self.number)
-        # 0, whose gradient in scores and scale is 0: without a pair to rank, DDP still waits for both gradients
-        zero = (0.0 * (torch.where(keep & z.isfinite(), z, 0.0).sum() + scale)).to(scores.dtype)
+        zero = torch.zeros((), dtype=scores.dtype, device=z.device)
+        if not log_m.requires_grad:
+            # 0, whose gradient in scores and scale is 0: without a pair to rank, DDP still waits for both gradients
+            zero = (0.0 * (torch.where(keep & z.isfinite(), z, 0.0).sum() + scale)).to(scores.dtype)
         if self.average == "none":
             return neg_log_q(log_m, self.q).to(scores.dtype) + zero
         valid = count > 0
@@ -173,10 +176,10 @@ class AUCLoss(RankingLoss):
     ``sklearn.metrics.roc_auc_score``. For classes, that function takes the softmax and multi_class="ovr". For ``max_fpr``, the
     value is the one before that function's standardization, divided by α.
 
-    Range: if AUC or 1 − AUC is below 1e-8, only the 256 hardest positives and negatives are summed, as logarithms, unless all
-    pairs are.
-    Cost: with normal or Gumbel noise and up to a million pairs of a positive and a sample, O(pairs + n · C) for all classes
-    together; otherwise, and for ``max_fpr``, twice ``functional.expected_auc`` for each class.
+    Range: with normal, logistic or Gumbel noise on the CPU, 1 − AUC keeps its digits down to 1e-30. Otherwise, if AUC or 1 − AUC
+    is below 1e-8, only the 256 hardest positives and negatives are summed, as logarithms.
+    Cost: with these noises on the CPU, O(n · C) for all classes together, some microseconds a class of a hundred samples; the
+    log odds of classes cost as much again. Otherwise, and for ``max_fpr``, twice ``functional.expected_auc`` for each class.
 
     >>> AUCLoss(scale=1e-6, q=0.0)(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
     tensor(0.2500)
@@ -239,7 +242,8 @@ class AveragePrecisionLoss(RankingLoss):
     negatives, has loss 0 and a gradient of 0. For scale → 0, q = 0 gives 1 − ``sklearn.metrics.average_precision_score`` of
     distinct scores. The precision is at least the share of positives, so the loss is bounded.
 
-    Cost: see ``functional.expected_average_precision``.
+    Cost: with normal, logistic or Gumbel noise on the CPU as ``AUCLoss``, and some half a microsecond for every positive.
+    Otherwise see ``functional.expected_average_precision``, for each class.
 
     >>> AveragePrecisionLoss(scale=1e-6, q=0.0)(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
     tensor(0.1667)

@@ -7,3 +7,6 @@ POWERS = 16  # powers of t, t⁰ to t¹⁵, of a panel: as many as ``maths.cheby
 LAPLACE, EXPONENTIAL, UNIFORM = 0, 1, 2  # kinds of noise with kinks, in the job of ``scan_team``
 SURVEY_NUMBERS = 6  # results of ``survey`` for a chunk: lowest, highest, validity, positives, heaviest winner, heaviest loser
 WINDOW_NUMBERS = 32  # working memory of ``windows`` for one direction: 30 numbers in five groups, and 2 of padding
+WIDTH = 0.5  # of the cells of ``columns``, in scales
+COEFFICIENTS = 10  # of a polynomial over a cell; the loops are unrolled for 10
+MOST_THRESHOLDS = 1 << 13  # of a column
