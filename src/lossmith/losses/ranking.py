@@ -176,8 +176,8 @@ class AUCLoss(RankingLoss):
     ``sklearn.metrics.roc_auc_score``. For classes, that function takes the softmax and multi_class="ovr". For ``max_fpr``, the
     value is the one before that function's standardization, divided by α.
 
-    Range: with normal, logistic or Gumbel noise on the CPU, 1 − AUC keeps its digits down to 1e-30. Otherwise, if AUC or 1 − AUC
-    is below 1e-8, only the 256 hardest positives and negatives are summed, as logarithms.
+    Range: with normal, logistic or Gumbel noise on the CPU, 1 − AUC keeps its digits down to 1e-30. Otherwise, if AUC or
+    1 − AUC is below 1e-8, only the 256 hardest positives and negatives are summed, as logarithms.
     Cost: with these noises on the CPU, O(n · C) for all classes together, some microseconds a class of a hundred samples; the
     log odds of classes cost as much again. Otherwise, and for ``max_fpr``, twice ``functional.expected_auc`` for each class.
 

@@ -16,7 +16,7 @@ from lossmith.engine.runtime.select import REFERENCE, Kernel
 SCORES, TARGET = torch.randn(40, 60, generator=torch.Generator().manual_seed(0)), torch.arange(40)
 RANKED = TARGET < 10
 CALLS: dict[str, Callable[[], Tensor]] = {
-    "argmax_log_prob": lambda: functional.argmax_log_prob(SCORES, TARGET, noise="laplace"),
+    "argmax_log_prob": lambda: functional.argmax_log_prob(SCORES, TARGET, noise="uniform"),
     "argmax_log_probs": lambda: functional.argmax_log_probs(SCORES, noise="laplace"),
     "topk_log_prob": lambda: functional.topk_log_prob(SCORES[:4], TARGET[:4], 2, noise="laplace"),
     "expected_auc": lambda: functional.expected_auc(torch.linspace(0, 1e9, 40), RANKED, noise="normal"),

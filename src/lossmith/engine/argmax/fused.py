@@ -50,6 +50,7 @@ from lossmith.noise import Noise
 
 OPERATION = "argmax_log_probs"
 GUMBEL, SOFTMAX = "gumbel", "softmax"  # the noise, and what its kernels compute
+LAPLACE = "laplace"  # the noise, whose kernel computes in float64
 
 
 def _obstacle(scores: Tensor, noise: str) -> str:
@@ -72,6 +73,7 @@ def _double_obstacle(scores: Tensor, noise: str) -> str:
 
 KERNELS = (Kernel("cpu", CPU.devices, CPU.dtypes, _obstacle), REFERENCE)
 DOUBLE_KERNELS = (CUDA, Kernel("cpu", CPU.devices, (torch.float64,), _double_obstacle), REFERENCE)
+LAPLACE_KERNELS = (CUDA, Kernel("cpu", CPU.devices, (torch.float32, torch.float64)), REFERENCE)
 TOPK = "topk_log_prob"
 TOPK_KERNELS = (Kernel("cpu", CPU.devices, CPU.dtypes, _topk_obstacle), REFERENCE)
 
@@ -130,8 +132,7 @@ def checked_log_prob(
     rows = scores if scores.dim() == 2 else scores.reshape(-1, classes)
     index = index.flatten()
     try:
-        kernels = DOUBLE_KERNELS if rows.dtype == torch.float64 else TARGET_KERNELS
-        if softmax or (is_plain and choose(TARGET, kernels, rows, noise.key) == "cpu"):
+        if softmax or (is_plain and choose(TARGET, _target_kernels(rows, noise), rows, noise.key) == "cpu"):
             record("closed form" if softmax else "cpu")
             if batch_loss is not None:
                 return _Loss.apply(rows, index, sigma, noise, ignored, batch_loss)  # type: ignore[no-untyped-call]
@@ -142,6 +143,12 @@ def checked_log_prob(
         if str(error).startswith("scores:"):  # of a flat row; here it has its place in all dimensions
             check_score_values(rows_that_count(scores, target != ignored))
         raise
+
+
+def _target_kernels(scores: Tensor, noise: Noise) -> tuple[Kernel, ...]:
+    if noise.key == LAPLACE:
+        return LAPLACE_KERNELS
+    return DOUBLE_KERNELS if scores.dtype == torch.float64 else TARGET_KERNELS
 
 
 def _by_formula(scores: Tensor, index: Tensor, noise: Noise, scale: float | Tensor, ignored: int) -> Tensor:
@@ -364,6 +371,9 @@ def _rows_and_gradient(
     """log P(the target is among the ``rank`` highest) and its gradient in the scores, (0,) if it is not asked for."""
     rows, classes = scores.shape
     z = scores.contiguous()
+    if noise.key == LAPLACE and rank == 1 and z.dtype != torch.float64:
+        results = _rows_and_gradient(z.double(), target, scale.double(), noise, ignored, rank, differentiate)
+        return results[0].to(z.dtype), results[1].to(z.dtype)
     gumbel, log_p = noise.key == GUMBEL and rank == 1, z.new_empty(rows)
     grad = torch.empty_like(z) if differentiate else z.new_empty(0)
     arrays = {"scores": z, "target": target.contiguous(), "scale": scale.contiguous(), "log_p": log_p, "grad": grad}
@@ -375,7 +385,10 @@ def _rows_and_gradient(
             bad, unserved = _run(kernels.target_team, kernels.TARGET, rows, classes, ignored, arrays)
         else:
             arrays["records"] = records = torch.empty(rows, COLUMNS, dtype=torch.int32)
-            if rank == 1:
+            tail = None
+            if noise.key == LAPLACE:
+                team, layout = kernels.laplace_team, kernels.LAPLACE
+            elif rank == 1:
                 team, layout = kernels.one_pass_team, kernels.ONE_PASS
                 tail = _tail(precision, "ONE_PASS", one_pass_arrays, noise.key, classes)[0]
             else:
