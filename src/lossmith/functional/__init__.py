@@ -4,6 +4,7 @@ Scores are raw model outputs: never probabilities. Half types compute in float32
 """
 
 from lossmith.functional.argmax import argmax_log_prob, argmax_log_probs, standardize_scores, topk_log_prob
+from lossmith.functional.linear import linear_argmax_log_prob
 from lossmith.functional.ranking import expected_auc, expected_average_precision
 from lossmith.maths.qlog import neg_log_q
 
@@ -12,6 +13,7 @@ __all__ = [
     "argmax_log_probs",
     "expected_auc",
     "expected_average_precision",
+    "linear_argmax_log_prob",
     "neg_log_q",
     "standardize_scores",
     "topk_log_prob",

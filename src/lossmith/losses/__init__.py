@@ -4,6 +4,7 @@ from lossmith.losses.accuracy import AccuracyLoss, BalancedAccuracyLoss, TopKAcc
 from lossmith.losses.cost import CostLoss
 from lossmith.losses.counts import FBetaLoss, JaccardLoss
 from lossmith.losses.labels import SubsetAccuracyLoss
+from lossmith.losses.linear import LinearAccuracyLoss
 from lossmith.losses.own_metric import metric
 from lossmith.losses.ranking import AUCLoss, AveragePrecisionLoss
 
@@ -15,6 +16,7 @@ __all__ = [
     "CostLoss",
     "FBetaLoss",
     "JaccardLoss",
+    "LinearAccuracyLoss",
     "SubsetAccuracyLoss",
     "TopKAccuracyLoss",
     "metric",

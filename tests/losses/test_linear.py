@@ -1,0 +1,185 @@
+"""LinearAccuracyLoss: the numbers of AccuracyLoss of the layer's scores and of cross-entropy, whatever the chunks."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, linear_cross_entropy
+
+from lossmith import AccuracyLoss, LinearAccuracyLoss
+
+ROWS, WIDTH, CLASSES = 13, 4, 7
+CLASS_WEIGHT = torch.linspace(0.2, 2.0, CLASSES)
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}
+MEANS = [("sample", "mean"), ("sample", "sum"), ("sample", "none"), ("batch", "mean")]
+
+
+def arguments(dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (ROWS,)) -> tuple[list[Tensor], Tensor]:
+    """Input, weight and bias of a layer and a scale, all leaves, and class indices, two of which do not count."""
+    made = torch.Generator().manual_seed(0)
+    sizes = ((*shape, WIDTH), (CLASSES, WIDTH), (CLASSES,))
+    leaves = [(0.5 * torch.randn(size, generator=made)).to(dtype).requires_grad_() for size in sizes]
+    target = torch.randint(CLASSES, shape, generator=made)
+    target.view(-1)[2:4] = -100
+    return [*leaves, torch.tensor(0.7, dtype=torch.float64, requires_grad=True)], target
+
+
+def outcome(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """The loss and the gradients in the leaves, each element of the loss with an upstream of its own."""
+    upstream = torch.linspace(1, 2, loss.numel(), dtype=loss.dtype).view_as(loss)
+    return [loss.detach(), *torch.autograd.grad(loss, leaves, upstream)]
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for one, two in zip(found, expected, strict=True):
+        assert one.dtype == two.dtype
+        torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("over", "reduction"), MEANS)
+@pytest.mark.parametrize("weight", [None, CLASS_WEIGHT], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize(("noise", "margin"), [("normal", None), ("gumbel", None), ("laplace", None), ("normal", 0.5)])
+@pytest.mark.parametrize("q", [0.0, 0.5, 1.0, 2.0])
+def test_is_the_loss_of_the_scores(
+    q: float, noise: str, margin: float | None, weight: Tensor | None, over: Any, reduction: Any
+) -> None:
+    for dtype in (torch.float32, torch.float64):
+        leaves, target = arguments(dtype)
+        x, w, b, scale = leaves
+        dials: dict[str, Any] = {"weight": weight, "reduction": reduction}
+        expected = outcome(AccuracyLoss(noise, scale, q, over, margin, **dials)(linear(x, w, b), target), leaves)
+        loss = LinearAccuracyLoss(noise, scale, q, over, margin, batch_chunk_size=5, **dials)(x, w, target, b)
+        assert_same(outcome(loss, leaves), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weight", [None, CLASS_WEIGHT.double()], ids=["unweighted", "weighted"])
+def test_gumbel_is_torchs_linear_cross_entropy(weight: Tensor | None, reduction: Any) -> None:
+    (x, w, b, _), target = arguments(torch.float64)
+    expected = linear_cross_entropy(x, w, target, linear_bias=b, weight=weight, reduction=reduction)
+    loss = LinearAccuracyLoss("gumbel", weight=weight, reduction=reduction, batch_chunk_size=4)(x, w, target, b)
+    assert_same(outcome(loss, [x, w, b]), outcome(expected, [x, w, b]), 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (0,), (2, 0)])
+@pytest.mark.parametrize(("over", "reduction"), MEANS)
+def test_layouts(shape: tuple[int, ...], over: Any, reduction: Any) -> None:
+    made = torch.Generator().manual_seed(1)
+    x = torch.randn(*shape, WIDTH, generator=made, dtype=torch.float64).requires_grad_()
+    w = torch.randn(WIDTH, CLASSES, generator=made, dtype=torch.float64).requires_grad_()
+    target = torch.randint(CLASSES, shape, generator=made)
+    expected = AccuracyLoss(over=over, reduction=reduction)((x @ w).reshape(-1, CLASSES), target.reshape(-1))
+    expected = expected.view(shape) if reduction == "none" else expected
+    loss = LinearAccuracyLoss(over=over, reduction=reduction, batch_chunk_size=2)(x, w.T, target)  # no contiguous weight
+    assert_same(outcome(loss, [x, w]), outcome(expected, [x, w]), 1e-12)
+
+
+def test_input_that_is_not_contiguous_and_a_scale_for_each_row() -> None:
+    (x, w, b, _), target = arguments(torch.float64)
+    scale = torch.linspace(0.5, 2.0, ROWS, dtype=torch.float64).unsqueeze(-1).requires_grad_()
+    apart = x.detach().repeat(1, 2)[:, ::2].requires_grad_()
+    assert not apart.is_contiguous()
+    expected = outcome(AccuracyLoss(scale=scale)(linear(apart, w, b), target), [apart, w, b, scale])
+    loss = LinearAccuracyLoss(scale=scale, batch_chunk_size=3)(apart, w, target, b)
+    assert_same(outcome(loss, [apart, w, b, scale]), expected, 1e-12)
+
+
+@pytest.mark.parametrize(("over", "reduction"), MEANS)
+def test_half_types_and_autocast(over: Any, reduction: Any) -> None:
+    plain, chunked = (
+        AccuracyLoss(over=over, reduction=reduction),
+        LinearAccuracyLoss(over=over, reduction=reduction, batch_chunk_size=5),
+    )
+    (x, w, b, _), target = arguments(torch.bfloat16)
+    found, expected = outcome(chunked(x, w, target, b), [x, w, b]), outcome(plain(linear(x, w, b), target), [x, w, b])
+    assert_same(found, expected, TOLERANCE[torch.bfloat16])
+    (x, w, b, _), target = arguments()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, expected_loss = chunked(x, w, target, b), plain(linear(x, w, b), target)
+    assert loss.dtype == torch.float32
+    assert_same(outcome(loss, [x, w, b]), outcome(expected_loss, [x, w, b]), TOLERANCE[torch.bfloat16])
+
+
+def test_rows_that_do_not_count_may_hold_anything() -> None:
+    (x, w, b, _), target = arguments()
+    with torch.no_grad():
+        x[2] = torch.nan
+    for over, reduction in MEANS:
+        loss = LinearAccuracyLoss(over=over, reduction=reduction, batch_chunk_size=5)(x, w, target, b)  # type: ignore[arg-type]
+        for value in outcome(loss, [x, w, b]):
+            assert value.isfinite().all()
+    nothing = LinearAccuracyLoss()(x, w, torch.full((ROWS,), -100), b)
+    assert not any(value.any() for value in outcome(nothing, [x, w, b]))
+
+
+def test_a_second_backward_pass_is_the_first() -> None:
+    leaves, target = arguments()
+    x, w, b, scale = leaves
+    loss = 3 * LinearAccuracyLoss(scale=scale, batch_chunk_size=5)(x, w, target, b)
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    second = torch.autograd.grad(loss, leaves)
+    assert_same(list(second), list(first), 1e-6)
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    leaves, target = arguments()
+    for chosen in range(4):
+        given = [leaf.detach().requires_grad_(i == chosen) for i, leaf in enumerate(leaves)]
+        x, w, b, scale = given
+        expected = outcome(AccuracyLoss(scale=scale)(linear(x, w, b), target), [given[chosen]])
+        loss = LinearAccuracyLoss(scale=scale, batch_chunk_size=5)(x, w, target, b)
+        assert_same(outcome(loss, [given[chosen]]), expected, 1e-5)
+    with torch.no_grad():
+        assert not LinearAccuracyLoss()(*leaves[:2], target).requires_grad
+
+
+@pytest.mark.parametrize(("over", "reduction"), MEANS)
+def test_second_derivatives_are_refused(over: Any, reduction: Any) -> None:
+    (x, w, b, _), target = arguments()
+    loss = LinearAccuracyLoss(over=over, reduction=reduction)(x, w, target, b).sum()
+    with pytest.raises(NotImplementedError, match="differentiable once, got create_graph=True"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+def test_torch_func_has_the_same_gradient() -> None:
+    (x, w, b, _), target = arguments(torch.float64)
+    expected = outcome(LinearAccuracyLoss()(x, w, target, b), [x])[1]
+    found = torch.func.grad(lambda x: LinearAccuracyLoss()(x, w.detach(), target, b.detach()))(x.detach())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 0.1}, "label_smoothing: expected 0, got 0.1; "),
+        ({"batch_chunk_size": 0}, "batch_chunk_size: expected an integer ≥ 1, got 0"),
+        ({"margin": -1.0}, "margin: expected a number ≥ 0"),
+        ({"over": "batch", "reduction": "sum"}, "reduction: over='batch'"),
+    ],
+)
+def test_refuses_dials_in_words(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        LinearAccuracyLoss(**options)
+
+
+def test_refuses_tensors_in_words() -> None:
+    (x, w, b, _), target = arguments()
+    loss_fn = LinearAccuracyLoss(batch_chunk_size=5)
+    bad: list[tuple[tuple[Any, ...], type[Exception], str]] = [
+        ((x, w.T, target), ValueError, r"linear_weight: expected shape \(C, d\)"),
+        ((x, w, target, b[:3]), ValueError, r"linear_bias: expected shape \(7,\)"),
+        ((x, w.double(), target), TypeError, "linear_weight: expected torch.float32, as the input"),
+        ((x.long(), w, target), TypeError, "input: expected a floating-point tensor"),
+        ((x, w, torch.rand(ROWS, CLASSES)), TypeError, "target: expected integer class indices, got torch.float32; "),
+        ((x, w, target[:3]), ValueError, "target: expected shape"),
+        ((x, w, torch.full((ROWS,), CLASSES)), ValueError, "target: expected class indices from 0 to 6"),
+        ((x, w[:1], target), ValueError, "scores: expected shape"),
+    ]
+    for given, kind, message in bad:
+        with pytest.raises(kind, match=f"^{message}"):
+            loss_fn(*given)
+    with torch.no_grad():
+        x[11] = torch.nan
+    with pytest.raises(ValueError, match=r"got nan in row 1; .*\(rows are counted from row 10 of the input\)"):
+        loss_fn(x, w, target, b)
