@@ -37,16 +37,20 @@ def log_odds(scores: Tensor) -> Tensor:
     return odds
 
 
-def _log_odds(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The log odds; the share of each class in Σ_j e^{z_j}, and that of the others together."""
+def _log_odds(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The log odds; the leader; the share of each class in Σ_j e^{z_j}; that of the leader's rivals among themselves."""
     top, leader = z.max(-1, keepdim=True)
-    above = torch.where(top.isinf(), 0.0, top.detach())  # +inf gives nan, which the ranking refuses in words
-    e = (z - above).exp()
-    rest = e.scatter(-1, leader, 0.0).sum(-1, keepdim=True)
-    total = rest + e.gather(-1, leader)
-    share = e / total
-    others = (1 - share.clamp_max(0.5)).scatter(-1, leader, rest / total)  # a share beyond ½ only by rounding
-    return z - above - total.log() - others.log(), share, others
+    z = z - torch.where(top.isinf(), 0.0, top).detach()  # lest huge scores hide the logarithms of sums
+    rivals = z.scatter(-1, leader, -math.inf)
+    second = rivals.detach().amax(-1, keepdim=True)
+    e = (rivals - torch.where(second.isinf(), 0.0, second)).exp()
+    sum_of_rivals = e.sum(-1, keepdim=True)
+    log_rest = sum_of_rivals.log() + torch.where(second.isinf(), 0.0, second)
+    best = z.gather(-1, leader)
+    log_total = torch.logaddexp(best, log_rest)
+    share = (z - log_total).exp()
+    odds = z - log_total - torch.log1p(-share.clamp_max(0.5))  # a rival's share is beyond ½ only by rounding
+    return odds.scatter(-1, leader, best - log_rest), leader, share, e / sum_of_rivals
 
 
 class _LogOdds(torch.autograd.Function):
@@ -54,17 +58,18 @@ class _LogOdds(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        odds, share, others = _log_odds(z)
-        ctx.save_for_backward(z, share, others)
+        odds, *shares = _log_odds(z)
+        ctx.save_for_backward(z, *shares)
         return odds
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
-        z, share, others = ctx.saved_tensors
+        z, leader, share, rival_share = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             return torch.autograd.grad(_log_odds(z)[0], z, upstream, create_graph=True)[0]
-        each = upstream / others
-        return upstream - share * (each.sum(-1, keepdim=True) - each)
+        each = (upstream / (1 - share)).scatter(-1, leader, 0.0)  # the leader's 1 − σ may have no digits
+        of_leader = upstream.gather(-1, leader) * rival_share
+        return upstream - share * (each.sum(-1, keepdim=True) - each) - of_leader
 
 
 def _by_column(one: Callable[[Tensor, Tensor, Noise, Tensor, float], Tensor]) -> Callable[..., Tensor]:
