@@ -5,6 +5,7 @@ The equations (N…) are in ``docs/how/numbers.md``.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -78,20 +79,30 @@ def counts_of_rows(rows: Rows, p: Tensor, p_not: Tensor) -> Tensor:
         p: the probability that each class is predicted, (n, C) float64.
         p_not: 1 − p, (n, C) float64, which may have more digits than p has.
     """
-    w = rows.weight.double()
-    if rows.target.dim() == 2:
-        t = rows.target.double()
-        parts = [w * t * p, w * (1 - t) * p, w * t * p_not, w * (1 - t) * p_not]
-        return torch.stack([part.sum(0) for part in parts])
-    y, w = rows.target, w.squeeze(-1)  # segmentation spends most of its time here: p and p_not are the only arrays (n, C)
+    w, t = rows.weight.double(), rows.share.double()
+    parts = [w * t * p, w * (1 - t) * p, w * t * p_not, w * (1 - t) * p_not]
+    return torch.stack([part.sum(0) for part in parts])
+
+
+def counts_of_classes(rows: Rows, log_p: Tensor, needs_tn: bool) -> Tensor:
+    """As ``counts_of_rows``, of class indices and log p (n, C) of any dtype: sums in float64, without a matrix of float64.
+
+    Segmentation spends most of its time here. needs_tn: whether tn keeps its digits next to 0.
+    """
+    y, w = rows.target.unsqueeze(1), rows.weight
+    own, each = log_p.gather(1, y).squeeze(1).double(), w.squeeze(1).double()
+    zero = own.new_zeros(log_p.shape[1])
 
     def sum_of_targets(x: Tensor) -> Tensor:
-        return x.new_zeros(x.shape[1]).index_add(0, y, w * x.gather(1, y.unsqueeze(1)).squeeze(1))
+        return zero.index_add(0, rows.target, x)
 
-    def sum_of_rest(x: Tensor) -> Tensor:
-        return w @ x.scatter(1, y.unsqueeze(1), 0.0)
-
-    return torch.stack([sum_of_targets(p), sum_of_rest(p), sum_of_targets(p_not), sum_of_rest(p_not)])
+    tp, fn = sum_of_targets(each * own.exp()), sum_of_targets(-each * own.expm1())
+    fp = (w * log_p.scatter(1, y, -math.inf).exp()).sum(0, dtype=torch.float64)
+    if needs_tn:
+        tn = (-w * log_p.scatter(1, y, 0.0).expm1()).sum(0, dtype=torch.float64)
+    else:
+        tn = each.sum() - sum_of_targets(each) - fp
+    return torch.stack([tp, fp, fn, tn])
 
 
 def log_true_positives(rows: Rows, log_p: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -101,8 +112,8 @@ def log_true_positives(rows: Rows, log_p: Tensor, group: ProcessGroup | None) ->
         top = terms.detach().amax(0) if len(terms) else terms.new_full(terms.shape[1:], -torch.inf)
     else:
         y = rows.target
-        terms = log_p.gather(1, y.unsqueeze(1)).squeeze(1) + rows.weight.squeeze(-1).double().log()
-        top = log_p.new_full(log_p.shape[1:], -torch.inf).scatter_reduce(0, y, terms.detach(), "amax")
+        terms = log_p.gather(1, y.unsqueeze(1)).squeeze(1).double() + rows.weight.squeeze(-1).double().log()
+        top = terms.new_full(log_p.shape[1:], -torch.inf).scatter_reduce(0, y, terms.detach(), "amax")
     top = groups.highest(top, group)
     top = torch.where(top.isneginf(), 0.0, top)
     if rows.target.dim() == 2:
@@ -142,6 +153,7 @@ class ConfusionLoss(MetricLoss):
     """
 
     DIALS: ClassVar[tuple[str, ...]] = ("average", "task", "noise", "scale", "q")
+    needs_tn: ClassVar[bool] = True  # whether the metric depends on tn
 
     def __init__(
         self,
@@ -209,8 +221,12 @@ class ConfusionLoss(MetricLoss):
         """The metric itself of the classifier without noise, in float64; for average="none" 0 without a target."""
         rows = self._rows(scores, target)
         z = rows.scores
-        predicted = (z > 0 if rows.multilabel else one_hot(z.argmax(-1), z.shape[-1])).double()
-        counts, support, has_target = self._select(Counts(*self.total(counts_of_rows(rows, predicted, 1 - predicted))))
+        predicted = z > 0 if rows.multilabel else one_hot(z.argmax(-1), z.shape[-1])
+        if rows.target.dim() == 1:
+            found = counts_of_classes(rows, torch.where(predicted, 0.0, -math.inf), self.needs_tn)
+        else:
+            found = counts_of_rows(rows, predicted.double(), 1 - predicted.double())
+        counts, support, has_target = self._select(Counts(*self.total(found)))
         m = torch.where(has_target, self.of_counts(counts), 0.0)
         if self.average in ("macro", "weighted"):
             class_weight = has_target.to(m) if self.average == "macro" else support
@@ -240,7 +256,11 @@ class ConfusionLoss(MetricLoss):
             log_p_not, log_p = (log.double() for log in log_outcomes(rows.scores, self.noise, rows.scale))
             p, p_not = log_p.exp(), log_p_not.exp()
         else:
-            log_p = functional.argmax_log_probs(rows.scores, noise=self.noise, scale=rows.scale).double()
+            log_p = functional.argmax_log_probs(rows.scores, noise=self.noise, scale=rows.scale)
+            if rows.target.dim() == 1:
+                counts = counts_of_classes(rows, log_p, self.needs_tn)
+                return Counts(*groups.total(counts, group)), log_true_positives(rows, log_p, group)
+            log_p = log_p.double()
             p, p_not = log_p.exp(), -log_p.expm1()  # (N6) at q = 0: 1 − p keeps its digits
         return Counts(*groups.total(counts_of_rows(rows, p, p_not), group)), log_true_positives(rows, log_p, group)
 

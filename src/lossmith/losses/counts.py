@@ -80,6 +80,8 @@ class FBetaLoss(ConfusionLoss):
         check_positive("beta", beta)
         self.beta = beta
 
+    needs_tn = False
+
     def of_counts(self, counts: Counts) -> Tensor:
         """F-beta."""
         return (1 + self.beta**2) * counts.tp / self._all(counts)
@@ -102,6 +104,8 @@ class JaccardLoss(ConfusionLoss):
     >>> JaccardLoss(scale=1e-3, q=0.0)(scores, target)
     tensor(0.5000)
     """
+
+    needs_tn = False
 
     def of_counts(self, counts: Counts) -> Tensor:
         """Intersection over union."""
