@@ -47,7 +47,7 @@ def train(loss_fn: torch.nn.Module, target: torch.Tensor) -> None:
     seconds[name] = time.perf_counter() - start
     accuracy = (model(features[test]).argmax(-1) == one_hot[test].argmax(-1)).double().mean()
     times = seconds[name] / seconds["CrossEntropyLoss"]
-    print(f"{name:28s} chance {chance:.3f}  accuracy {accuracy:.3f}  time {times:4.1f}")
+    print(f"{name:28s} time {times:4.1f}  chance {chance:.3f}  accuracy {accuracy:.3f}")
 
 
 g_mean = metric(lambda tp, fp, fn, tn: (tp / (tp + fn) * tn / (tn + fp)).sqrt())
