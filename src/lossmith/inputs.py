@@ -44,6 +44,13 @@ def has_tangent(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and forward_ad.unpack_dual(tensor).tangent is not None
 
 
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether kernels may read their memory: eager mode, no wrappers, not under ``torch.func`` or in forward mode."""
+    if torch.compiler.is_compiling():
+        return False
+    return all(owns_memory(x) and not is_wrapped(x) and not has_tangent(x) for x in tensors)
+
+
 def check_tensors(**values: object) -> None:
     """Refuse what is no tensor, by its name."""
     for name, value in values.items():

@@ -16,7 +16,7 @@ from lossmith.engine.ranking import columns
 from lossmith.engine.runtime import custom_op as opaque
 from lossmith.functional.argmax import argmax_log_prob
 from lossmith.functional.ranking import expected_auc, expected_average_precision
-from lossmith.inputs import has_tangent, is_wrapped, owns_memory
+from lossmith.inputs import is_plain
 from lossmith.noise import Noise
 
 TINY = 1e-8  # an AUC, or what it lacks, below which, the error being 1e-14, the hardest pairs are taken in log space
@@ -31,7 +31,7 @@ def log_odds(scores: Tensor) -> Tensor:
     leader's is summed without it, for there that difference would have no digits.
     """
     z = scores.double()
-    if torch.compiler.is_compiling() or not owns_memory(z) or is_wrapped(z) or has_tangent(z):
+    if not is_plain(z):
         return _log_odds(z)[0]
     odds: Tensor = _LogOdds.apply(z)  # type: ignore[no-untyped-call]
     return odds

@@ -27,9 +27,7 @@ from lossmith.inputs import (
     checked_count,
     checked_scale,
     compute_type,
-    has_tangent,
-    is_wrapped,
-    owns_memory,
+    is_plain,
     rows_that_count,
 )
 from lossmith.maths.qlog import neg_log_q
@@ -61,8 +59,7 @@ class Layer(NamedTuple):
     def whole(self) -> bool:
         """Whether chunks cannot serve: compiled, under ``torch.func``, in forward mode, or wrappers of tensors."""
         tensors = [x for x in self[:5] if isinstance(x, Tensor)]
-        plain = all(owns_memory(x) and not is_wrapped(x) and not has_tangent(x) for x in tensors)
-        return torch.compiler.is_compiling() or not plain
+        return not is_plain(*tensors)
 
     def part(self, rows: slice) -> Layer:
         """Some of the rows, those that do not count as zeros: what stands there, be it NaN, must not reach the weight."""

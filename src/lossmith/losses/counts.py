@@ -48,6 +48,8 @@ class FBetaLoss(ConfusionLoss):
 
     DIALS = ("beta", *ConfusionLoss.DIALS)
 
+    needs_tn = False
+
     def __init__(
         self,
         beta: float = 1.0,
@@ -79,8 +81,6 @@ class FBetaLoss(ConfusionLoss):
         )
         check_positive("beta", beta)
         self.beta = beta
-
-    needs_tn = False
 
     def of_counts(self, counts: Counts) -> Tensor:
         """F-beta."""

@@ -40,9 +40,7 @@ from lossmith.inputs import (
     check_score_values,
     check_target_values,
     divisor,
-    has_tangent,
-    is_wrapped,
-    owns_memory,
+    is_plain,
     rows_that_count,
 )
 from lossmith.maths.qlog import neg_log_q
@@ -118,8 +116,8 @@ def checked_log_prob(
     """
     classes, index = scores.shape[-1], target.long()
     closed = classes <= noise.closed_form_classes
-    is_plain = all(_is_plain(x) for x in (scores, target, scale) if isinstance(x, Tensor))
-    softmax = is_plain and noise.key == GUMBEL and serves(scores, noise)
+    plain = is_plain(*(x for x in (scores, target, scale) if isinstance(x, Tensor)))
+    softmax = plain and noise.key == GUMBEL and serves(scores, noise)
     if closed and not softmax:  # else the kernel or the reference looks at the target's values
         check_target_values(target, classes, ignored)
     if margin is not None:
@@ -132,7 +130,7 @@ def checked_log_prob(
     rows = scores if scores.dim() == 2 else scores.reshape(-1, classes)
     index = index.flatten()
     try:
-        if softmax or (is_plain and choose(TARGET, _target_kernels(rows, noise), rows, noise.key) == "cpu"):
+        if softmax or (plain and choose(TARGET, _target_kernels(rows, noise), rows, noise.key) == "cpu"):
             record("closed form" if softmax else "cpu")
             if batch_loss is not None:
                 return _Loss.apply(rows, index, sigma, noise, ignored, batch_loss)  # type: ignore[no-untyped-call]
@@ -163,11 +161,6 @@ def _by_formula(scores: Tensor, index: Tensor, noise: Noise, scale: float | Tens
     return log_p if full else log_p.masked_fill(~keep, 0.0)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether kernels may read its memory: not compiled, no wrapper, not under ``torch.func`` or in forward mode."""
-    return not torch.compiler.is_compiling() and owns_memory(tensor) and not is_wrapped(tensor) and not has_tangent(tensor)
-
-
 def flat_scale(scale: float | Tensor, scores: Tensor) -> Tensor:
     """The scale as ``log_probs`` and ``target_log_prob`` take it, (1,) or (rows,), from a number or a tensor (…, 1)."""
     return scale.reshape(-1) if isinstance(scale, Tensor) else scores.new_full((1,), scale)
@@ -179,7 +172,7 @@ def serves(scores: Tensor, noise: Noise) -> bool:
     Raises:
         ValueError: the kernel that ``use_kernel`` names cannot serve.
     """
-    if not _is_plain(scores):
+    if not is_plain(scores):
         return False
     if noise.key == GUMBEL:
         return scores.dtype == torch.float32 and scores.device.type == "cpu" and (SOFTMAX, "cpu") not in broken
@@ -189,7 +182,7 @@ def serves(scores: Tensor, noise: Noise) -> bool:
 
 def serves_topk(scores: Tensor, target: Tensor, scale: float | Tensor, noise: Noise) -> bool:
     """Whether ``target_log_prob`` serves these scores (rows, C) for more than one rank; see ``serves``."""
-    plain = all(_is_plain(x) for x in (scores, target, scale) if isinstance(x, Tensor))
+    plain = is_plain(*(x for x in (scores, target, scale) if isinstance(x, Tensor)))
     return plain and choose(TOPK, TOPK_KERNELS, scores, noise.key, bearable=64) == "cpu"
 
 

@@ -32,6 +32,7 @@ from lossmith.engine.argmax.kernels.cpu import (
     first_thresholds,
     roughness,
 )
+from lossmith.engine.argmax.kernels.every import ACCEPTED, highest, most_bend
 from lossmith.engine.argmax.kernels.record import (
     COMPLEMENT,
     COUNT,
@@ -56,7 +57,6 @@ FINER = 1.7  # by how much finer a step has to be than in float32 (A7), (A8)
 RESOLVED = 1e-4  # as ``cpu.RESOLVED``
 NEGLIGIBLE = 1e-13  # as ``record.NEGLIGIBLE``
 DROP = 32.0  # nats below the highest integrand at which a threshold is left out
-ACCEPTED = 1.3  # as ``every.ACCEPTED``
 LEAST_P = 1e-280  # of a class that is not removed, in rows that are served: the terms of its sum have all their digits
 TINY = 1e-300  # beside the smallest float64: a divisor or a logarithm needs more than 0
 
@@ -110,18 +110,7 @@ def _times_one_minus_exp(x, exp_x, out, count):
 
 
 @jit
-def _peak(x, y, out, count):
-    """out = x + y; returns its highest and the place of that."""
-    best, at = -np.inf, 0
-    for q in range(count):
-        out[q] = x[q] + y[q]
-        if out[q] > best:
-            best, at = out[q], q
-    return best, at
-
-
-@jit
-def _extremes(scores, first, last, own):
+def extremes_but(scores, first, last, own):
     """Highest and lowest of scores[first … last] but the one at ``own`` and those that are −inf, and whether one is NaN."""
     high, low, strange = -np.inf, np.inf, False
     for j in range(np.uint64(first), np.uint64(last)):
@@ -154,24 +143,12 @@ def _slots(scores, base, C, own, top, inverse, cells, slot_of, occupied, places,
 
 
 @jit
-def _deposit(C, places, offset, moments, n):
-    """moments = Σ s^m over the classes of each slot."""
+def _deposit(C, places, offset, factor, moments, n):
+    """moments = Σ factor · s^m over the classes of each slot; factor: (C,), or None for ones."""
     clear(moments, 0, n * COEFFICIENTS)
     for j in range(C):
         if places[j] >= 0:
-            at, power = np.uint64(places[j]) * np.uint64(COEFFICIENTS), 1.0
-            for m in range(np.uint64(COEFFICIENTS)):
-                moments[at + m] += power
-                power *= offset[j]
-
-
-@jit
-def _deposit_weighted(C, places, offset, factor, moments, n):
-    """As ``_deposit``, with the factor of each class."""
-    clear(moments, 0, n * COEFFICIENTS)
-    for j in range(C):
-        if places[j] >= 0:
-            at, power = np.uint64(places[j]) * np.uint64(COEFFICIENTS), factor[j]
+            at, power = np.uint64(places[j]) * np.uint64(COEFFICIENTS), 1.0 if factor is None else factor[j]
             for m in range(np.uint64(COEFFICIENTS)):
                 moments[at + m] += power
                 power *= offset[j]
@@ -261,7 +238,7 @@ def _evaluate(sums, log_prob, t, steepness, logs, exponent, product, terms, powe
     h = 1.0 / (STEPS << level)
     clear(logs, 0, count)
     _add_function(logs, log_prob, 1.0, t, level, start, count, powers)
-    peak, _ = _peak(logs, sums, exponent, count)
+    peak, _ = highest(logs, sums, exponent, count)
     for q in range(count):
         exponent[q] -= peak
     _exp_into(exponent, product, count)  # f e^G, in units of its peak
@@ -334,7 +311,7 @@ def target_rows(
         if y < 0 or y >= C:
             bad = True
             continue
-        top, bottom, strange = _extremes(scores, base, base + C, base + y)
+        top, bottom, strange = extremes_but(scores, base, base + C, base + y)
         own = scores[base + y]
         if strange or top == np.inf or own == np.inf or (top == -np.inf and own == -np.inf):
             bad = True
@@ -353,7 +330,7 @@ def target_rows(
         cells = first_thresholds(t, lowest, depth, high, guess, coarsest, records, b)
         cells = np.int64(min((top - bottom) * inverse / CELL + 1, cells))
         n = _slots(scores, base, C, y, top, inverse, cells, slot_of, occupied, places, offset)
-        _deposit(C, places, offset, moments, n)
+        _deposit(C, places, offset, None, moments, n)
         while records[b, STATUS] > UNSERVED:
             level, start, count = np.int64(records[b, LEVEL]), np.int64(records[b, START]), np.int64(records[b, COUNT])
             _sum_slots(sums, log_cdf, level, start, count, occupied, n, moments)
@@ -391,32 +368,24 @@ def _integrand(
     count = min(padded(np.int64(np.ceil((high + max(guess, 0.0)) * (STEPS << level))) - start + 1), MOST_THRESHOLDS)
     cells = min(max(depth[pace], depth[pace + 1], np.int64(np.ceil(-floor / CELL)) + 1), MAX_CELLS)
     n = _slots(scores, base, C, -1, top, inverse, cells, slot_of, occupied, places, offset)
-    _deposit(C, places, offset, moments, n)
+    _deposit(C, places, offset, None, moments, n)
     while True:
         _sum_slots(sums, log_cdf, level, start, count, occupied, n, moments)
         clear(logs, 0, count)
         _add_function(logs, log_prob, 1.0, 0.0, level, start, count, powers)
-        best, at = _peak(sums, logs, exponent, count)
+        best, at = highest(sums, logs, exponent, count)
         end = count - 1
         while end > at and exponent[end] < best - DROP:
             end -= 1
         clear(logs, 0, count)
         _add_function(logs, log_prob, 1.0, floor, level, start, count, powers)
         _add_function(logs, log_cdf, -1.0, floor, level, start, count, powers)  # S includes the hindmost class
-        best, at = _peak(sums, logs, exponent, count)
+        best, at = highest(sums, logs, exponent, count)
         begin = 0
         while begin < at and exponent[begin] < best - DROP:
             begin += 1
         h = 1.0 / (STEPS << level)
-        bend = 0.0
-        for q in range(max(begin, 1), min(end, count - 2) + 1):
-            weight = 1.0
-            if q < at:
-                weight = max(1 + (exponent[q] - best) / 32, 0.0)
-                weight *= weight
-                weight *= weight
-                weight *= weight  # (1 + x/32)^8, in place of the fourth root (A8)
-            bend = max(bend, abs(sums[q - 1] + sums[q + 1] - 2 * sums[q]) * weight)
+        bend = most_bend(sums, exponent, best, at, begin, end, count)
         rough = FINER * min(np.sqrt(bend) / BEND, h * steepness * np.sqrt(max(-sums[at], 1.0)) / NARROW)
         if rough <= 1 or level == LEVELS - 1:
             break
@@ -458,7 +427,7 @@ def every_rows(
     bad, unserved = False, False
     for b in range(first_row, last_row):
         base = b * C
-        top, bottom, strange = _extremes(scores, base, base + C, -1)
+        top, bottom, strange = extremes_but(scores, base, base + C, -1)
         if strange or not abs(top) < np.inf:
             bad = True
             continue
@@ -514,7 +483,7 @@ def every_gradient_rows(
         if records[b, STATUS] != DONE:
             clear(grad, base, base + C)
             continue
-        top, bottom, _ = _extremes(scores, base, base + C, -1)
+        top, bottom, _ = extremes_but(scores, base, base + C, -1)
         inverse = 1.0 / scale[b if len(scale) > 1 else 0]
         n, level, start, count = _integrand(
             scores, base, C, top, inverse, (bottom - top) * inverse, log_cdf, log_prob, lowest, depth, high, coarsest, guess,
@@ -527,7 +496,7 @@ def every_gradient_rows(
             factor[j] = factor[j] * upstream[base + j] if places[j] >= 0 else 0.0
         length = padded(count)
         _sum_slots(sums, slope, level, start, length, occupied, n, moments)
-        _deposit_weighted(C, places, offset, factor, moments, n)
+        _deposit(C, places, offset, factor, moments, n)
         _sum_slots(logs, slope, level, start, length, occupied, n, moments)
         for q in range(count):
             exponent[q], terms[q] = product[q] * sums[q], product[q] * logs[q]

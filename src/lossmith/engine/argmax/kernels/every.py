@@ -125,14 +125,32 @@ def _place_of(x, first, count, bound):
 
 
 @jit
-def _highest(x, y, out, count):
-    """out = x + y, all (≥ count,) float32 in nats. Returns the highest of out, float32, and its place, int64."""
+def highest(x, y, out, count):
+    """out = x + y, all (≥ count,) in nats, float32 or float64. Returns the highest of out, and its place, int64."""
     best, at = np.float32(-np.inf), 0
     for q in range(count):
         out[q] = x[q] + y[q]
         if out[q] > best:
             best, at = out[q], q
     return best, at
+
+
+@jit
+def most_bend(sums, exponent, best, at, begin, end, count):
+    """The left side of (A8): the highest second difference of S from ``begin`` to ``end``, in nats.
+
+    exponent: the log integrand of the hindmost class, ``best`` at its highest, in the place ``at``. All float32 or float64.
+    """
+    bend = np.float32(0)
+    for q in range(max(begin, 1), min(end, count - 2) + 1):
+        weight = np.float32(1)
+        if q < at:
+            weight = max(np.float32(1) + (exponent[q] - best) * np.float32(1 / 32), np.float32(0))
+            weight *= weight
+            weight *= weight
+            weight *= weight  # (1 + x/32)^8, in place of the fourth root (A8)
+        bend = max(bend, abs(sums[q - 1] + sums[q + 1] - np.float32(2) * sums[q]) * weight)
+    return bend
 
 
 @inlined
@@ -154,27 +172,19 @@ def _thresholds(sums, log_cdf, log_prob, floor, level, start, count, steepness, 
         sum_pieces(sums, log_cdf, level, start, count, occupied, slots, n, moments, stride)
         clear(logs, 0, count)
         add_function(logs, log_prob, np.float32(1), 0.0, level, start, count, powers)
-        best, at = _highest(sums, logs, exponent, count)
+        best, at = highest(sums, logs, exponent, count)
         end = count - 1
         while end > at and exponent[end] < best - np.float32(DROP):
             end -= 1
         clear(logs, 0, count)
         add_function(logs, log_prob, np.float32(1), floor, level, start, count, powers)
         add_function(logs, log_cdf, np.float32(-1), floor, level, start, count, powers)  # S includes the hindmost class
-        best, at = _highest(sums, logs, exponent, count)
+        best, at = highest(sums, logs, exponent, count)
         begin = 0
         while begin < at and exponent[begin] < best - np.float32(DROP):
             begin += 1
         h = 1.0 / (STEPS << level)
-        bend = np.float32(0)
-        for q in range(max(begin, 1), min(end, count - 2) + 1):
-            weight = np.float32(1)
-            if q < at:
-                weight = max(np.float32(1) + (exponent[q] - best) * np.float32(1 / 32), np.float32(0))
-                weight *= weight
-                weight *= weight
-                weight *= weight  # (1 + x/32)^8, in place of the fourth root (A8)
-            bend = max(bend, abs(sums[q - 1] + sums[q + 1] - np.float32(2) * sums[q]) * weight)
+        bend = most_bend(sums, exponent, best, at, begin, end, count)
         rough = min(np.sqrt(float(bend)) / BEND, h * steepness * np.sqrt(max(-float(sums[at]), 1.0)) / NARROW)
         if rough <= 1 or level == LEVELS - 1:
             return level, start, begin, end, rough

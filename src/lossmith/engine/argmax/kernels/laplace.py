@@ -20,6 +20,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from lossmith.engine.argmax.kernels.cells import clear
+from lossmith.engine.argmax.kernels.cpu import LARGEST_INVERSE
+from lossmith.engine.argmax.kernels.double import extremes_but
 from lossmith.engine.argmax.kernels.record import DONE, LOST, STATUS, SURE, UNSERVED
 from lossmith.engine.runtime.arrays import empty, release
 from lossmith.engine.runtime.compiled import inlined, jit
@@ -34,7 +37,6 @@ NARROW = 0.25  # scales of a panel for which eight nodes do
 BEYOND = 38.0  # scales above the last edge: e^−38 is below the rounding of float64
 ENOUGH = 1e-17  # of p and of 1 − p: what is left out
 SURE_LEAD = 690.0  # scales from which on e^−t has not all its digits
-LARGEST_INVERSE = 1e30  # as ``cpu.LARGEST_INVERSE``
 MOST_PANELS = 4000  # of a row, below the strongest rival
 _FEW, _FEW_WEIGHTS = np.polynomial.legendre.leggauss(8)
 _MANY, _MANY_WEIGHTS = np.polynomial.legendre.leggauss(16)
@@ -168,19 +170,13 @@ def laplace_rows(scores, target, scale, ignored, C, log_p, records, grad, first_
         base, own = b * C, target[b]
         records[b, STATUS], log_p[b] = SURE, 0.0
         if len(grad) > 0:
-            for j in range(C):
-                grad[base + j] = 0.0
+            clear(grad, base, base + C)
         if own == ignored:
             continue
         if own < 0 or own >= C:
             bad = True
             continue
-        top, strange = -np.inf, False
-        for j in range(C):
-            z = scores[base + j]
-            strange |= z != z
-            if j != own and z > top:
-                top = z
+        top, _, strange = extremes_but(scores, base, base + C, base + own)
         z = scores[base + own]
         if strange or top == np.inf or z == np.inf or (top == -np.inf and z == -np.inf):
             bad = True

@@ -11,7 +11,7 @@ Words that the arguments share; all numbers are float64:
   end, at which S is not 1. span: int64, thresholds from there on to where S and f are 0, a multiple of WHOLE.
 * survival, density, slope: (COEFFICIENTS · span,), coefficients of S, f and f' at these thresholds.
 * n, cells: int64, samples of the column that count, and cells that hold some. x: (n,), their places in scales.
-* slot: (n,) int32, and cell: (n,) int32: the cell of each sample in the order of first use, and the cells in that order.
+* slot: (n,) int64, and cell: (n,) int64: the cell of each sample in the order of first use, and the cells in that order.
 * offset: (n,), of each sample in its cell, in [−1, 1].
 * size: int64, thresholds of the column. start: int64, the first of them.
 * negatives, positives: (size,), sums over samples at the thresholds.
@@ -21,14 +21,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from lossmith.engine.ranking.kernels.record import COEFFICIENTS, MOST_THRESHOLDS, WIDTH
+from lossmith.engine.ranking.kernels.record import ABSENT, COEFFICIENTS, MOST_THRESHOLDS, SERVED, UNSERVED, WIDTH
 from lossmith.engine.runtime.arrays import empty, release
 from lossmith.engine.runtime.compiled import inlined, jit
 from lossmith.engine.runtime.simd import WHOLE, add_multiples
 
 LEAST_LOST = 1e-36  # 1 − AUC below which it counts as 0
 LEAST_WON = 1e-9  # an AUC below which the digits of 1 − (1 − AUC) are too few
-SERVED, ABSENT, UNSERVED = 0, 1, 2
 
 
 @jit
@@ -50,8 +49,11 @@ def _add_cell(out, at, table, span, moments, k):
 
 @jit
 def _gather(z, state, C, column, inverse, x, sign, place):
-    """Write the places x of the samples that count, from that of the first positive on, and sign 2 or 1; returns n, positives,
-    whether all are finite, and the score of that positive."""
+    """Write the scores of the samples that count, in scales from the first positive's, their states, and their rows.
+
+    Returns:
+        How many count, how many of them are positive, and whether all are finite.
+    """
     n, positives, finite, origin = 0, 0, True, 0.0
     for i in range(len(place)):
         if state[i * C + column] == 2:
@@ -74,7 +76,7 @@ def _cells(n, x, sign, ratio, first, span, slot_of, cell, slot, offset, moments)
 
     Returns:
         cells; start and size: the thresholds at which a positive's density counts, and a span more on either side, size 0 if
-        they are too many; how many negatives lie above all these. Samples beyond have no cell: slot −1 above, −2 below.
+        they are too many; how many negatives lie above all these. Samples beyond have no cell: slot −1.
     """
     low, high = np.inf, -np.inf
     for i in range(n):
@@ -94,12 +96,9 @@ def _cells(n, x, sign, ratio, first, span, slot_of, cell, slot, offset, moments)
     cells, above = 0, 0
     for i in range(n):
         c = np.floor(x[i] / WIDTH)
-        if c > top:
+        if c > top or c < bottom:
             slot[i] = -1
-            above += sign[i] == 1
-            continue
-        if c < bottom:
-            slot[i] = -2
+            above += c > top  # no positive is
             continue
         place = np.int64(c) - bottom
         k = slot_of[place]

@@ -10,3 +10,4 @@ WINDOW_NUMBERS = 32  # working memory of ``windows`` for one direction: 30 numbe
 WIDTH = 0.5  # of the cells of ``columns``, in scales
 COEFFICIENTS = 10  # of a polynomial over a cell; the loops are unrolled for 10
 MOST_THRESHOLDS = 1 << 13  # of a column
+SERVED, ABSENT, UNSERVED = 0, 1, 2  # what became of a column: ABSENT without positives or without negatives, UNSERVED is left
