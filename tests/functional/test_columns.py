@@ -1,5 +1,7 @@
 """One-vs-rest and multi-label AUC and AP by the kernel of columns: brute force, one column after the other, scikit-learn."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -172,3 +174,13 @@ def test_tables_exist_for_light_tails_only() -> None:
     assert all(kernel.coarsest(noises.get(name).key) for name in ("normal", "logistic", "gumbel"))
     for name in ("laplace", "studentt", "uniform"):
         assert kernel.tables(noises.get(name).key, True, 2) is None
+
+
+def test_noise_without_tables_keeps_the_kernel_of_one_ranking() -> None:
+    """Nothing is slow there, so nothing is said, and a request for the kernel is met."""
+    scores, target = torch.randn(200, 20, generator=torch.Generator().manual_seed(7)), torch.arange(200) % 20
+    for noise in ("laplace", "studentt"):
+        with warnings.catch_warnings(), lossmith.use_kernel("cpu"):
+            warnings.simplefilter("error")
+            lossmith.AUCLoss("multiclass", noise=noise)(scores, target)
+        assert lossmith.last_kernel() == "cpu"

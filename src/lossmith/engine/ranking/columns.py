@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lossmith import noise as noises
-from lossmith.engine.ranking.kernels.record import COEFFICIENTS, WIDTH
+from lossmith.engine.ranking.kernels.record import COEFFICIENTS, UNSERVED, WIDTH
 from lossmith.engine.runtime.compiling import announced
-from lossmith.engine.runtime.select import REFERENCE, Kernel, broken, choose, give_up, record
+from lossmith.engine.runtime.select import Kernel, asked, give_up, record
 from lossmith.engine.runtime.threads import apart, run_team
-from lossmith.inputs import has_tangent, is_wrapped, owns_memory
+from lossmith.inputs import is_plain
 from lossmith.noise import Noise
 
 Function = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # z, positive, keep, scale -> log metrics (K,)
@@ -115,24 +115,17 @@ def _obstacle(scores: Tensor, key: str) -> str:
     return "" if served else f"{noises.by_key(key)} has kinks or far tails; take normal, logistic or Gumbel noise"
 
 
-KERNELS = (Kernel("cpu", ("cpu",), (torch.float64,), _obstacle), REFERENCE)
+CPU = Kernel("cpu", ("cpu",), (torch.float64,), _obstacle)
 
 
 def serves(operation: str, tensors: Sequence[Tensor], noise: Noise) -> bool:
     """Whether ``log_metrics`` may be called: plain tensors on the CPU, in eager mode, and noise with tables.
 
-    Raises:
-        ValueError: the kernel that ``use_kernel`` names cannot serve.
+    Where it may not, one column goes after the other, and the function of one column says by what, and what that costs.
     """
-    if (
-        len(tensors[0]) > MOST_SAMPLES
-        or torch.compiler.is_compiling()
-        or not all(owns_memory(x) and not is_wrapped(x) and not has_tangent(x) for x in tensors)
-    ):
+    if len(tensors[0]) > MOST_SAMPLES or asked() not in (None, CPU.name) or not is_plain(*tensors):
         return False
-    if (operation, "cpu") in broken:
-        return False
-    return choose(operation, KERNELS, tensors[0], noise.key) == "cpu"
+    return not CPU.refusal(operation, tensors[0], noise.key)
 
 
 def log_metrics(
@@ -201,7 +194,7 @@ class _Columns(torch.autograd.Function):
         left = None
         try:
             if _run(scores, state, sigma, noise, precision, outputs):
-                left = status == 2
+                left = status == UNSERVED
         except Exception as error:  # whatever it is, there is another way, and the user learns of it
             give_up(operation, "cpu", error)
             left = torch.ones(columns, dtype=torch.bool)
