@@ -183,3 +183,14 @@ def test_refuses_tensors_in_words() -> None:
         x[11] = torch.nan
     with pytest.raises(ValueError, match=r"got nan in row 1; .*\(rows are counted from row 10 of the input\)"):
         loss_fn(x, w, target, b)
+
+
+@pytest.mark.parametrize(("over", "reduction"), [("sample", "mean"), ("sample", "sum"), ("batch", "mean")])
+def test_what_a_loss_is_multiplied_by_multiplies_its_gradients(over: Any, reduction: Any) -> None:
+    leaves, target = arguments(torch.float64)
+    x, w, b, scale = leaves
+    loss = LinearAccuracyLoss("normal", scale, over=over, reduction=reduction, batch_chunk_size=5)
+    once = torch.autograd.grad(loss(x, w, target, b), leaves)
+    found = torch.autograd.grad(2.5 * loss(x, w, target, b), leaves)
+    for one, two in zip(once, found, strict=True):
+        torch.testing.assert_close(2.5 * one, two)
