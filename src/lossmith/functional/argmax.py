@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.engine.argmax import autograd as argmax
-from lossmith.engine.argmax import fused, reference
+from lossmith.engine.argmax import every_class, fused, reference, teams
 from lossmith.engine.runtime import custom_op as opaque
 from lossmith.engine.runtime import select
 from lossmith.inputs import (
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 def _log_probs_without_formula(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
-    if fused.serves(x[0], noise):  # within an operator
+    if every_class.serves(x[0], noise):  # within an operator
         select.record("cpu")
-        return fused.log_probs(x[0], x[0].new_ones(1), noise)
+        return every_class.log_probs(x[0], x[0].new_ones(1), noise)
     select.record("reference")
     return reference.log_probs(x[0], noise)
 
@@ -151,8 +151,8 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
     x = compute_type(scores)
     scale = checked_scale(scale, x)
     if _has_fused(x, distribution):
-        sigma = fused.flat_scale(scale, x)
-        return fused.log_probs(_rows(x), sigma, distribution).view_as(x).to(scores.dtype)
+        sigma = teams.flat_scale(scale, x)
+        return every_class.log_probs(_rows(x), sigma, distribution).view_as(x).to(scores.dtype)
     check_score_values(scores)
     z = _centred(scores) / scale
     if distribution.has_closed_form(scores.shape[-1]):
@@ -207,7 +207,7 @@ def topk_log_prob(
     scale = checked_scale(scale, x)
     if k < scores.shape[-1] and fused.serves_topk(x, target, scale, distribution):
         select.record("cpu")
-        sigma = fused.flat_scale(scale, x)
+        sigma = teams.flat_scale(scale, x)
         log_p = fused.target_log_prob(_rows(x), target.long().flatten(), sigma, distribution, rank=k)
         return log_p.view_as(target).to(scores.dtype)
     check_score_values(scores)
@@ -266,7 +266,7 @@ def _standardized(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 def _has_fused(scores: Tensor, noise: Noise) -> bool:
     """Whether kernels give log p of every class; notes what runs."""
     closed = noise.has_closed_form(scores.shape[-1])
-    if (closed and noise.key != fused.GUMBEL) or not fused.serves(scores, noise):
+    if (closed and noise.key != teams.GUMBEL) or not every_class.serves(scores, noise):
         return False
     select.record("closed form" if closed else "cpu")
     return True

@@ -17,7 +17,7 @@ from torch import Tensor
 import lossmith
 from lossmith import AccuracyLoss
 from lossmith.engine.argmax import autograd as argmax
-from lossmith.engine.argmax import fused
+from lossmith.engine.argmax import teams
 from lossmith.engine.argmax.kernels import cpu
 from lossmith.engine.argmax.kernels.tables import LEVELS, tables
 from lossmith.engine.runtime import compiled, select, threads
@@ -423,11 +423,12 @@ def test_what_ran_is_recorded() -> None:
 
 def test_a_request_that_cannot_be_met_is_refused() -> None:
     scores, target = scores_of(2, 4, 1.0)
-    for bad, noise, why in ((scores.double(), "studentt", "float64"), (scores, "uniform", r"Uniform\(\) has kinks")):
+    no_kernel = StudentT(0.25)
+    for bad, why in ((scores.double(), "float64"), (scores, r"StudentT\(df=0.25\) has kinks")):
         with pytest.raises(
             ValueError, match=f"^kernel: 'cpu' cannot serve this call of .*{why}.*; expected one of: reference$"
         ):
-            argmax_log_prob(bad, target, noise=noise)
+            argmax_log_prob(bad, target, noise=no_kernel)
     with pytest.raises(ValueError, match=r"^kernel: unknown name 'cup'; "), lossmith.use_kernel("cup"):
         pass
 
@@ -439,7 +440,7 @@ def test_a_kernel_that_fails_falls_back_and_says_so(monkeypatch: pytest.MonkeyPa
     def fails(*_: object) -> None:
         raise OSError("no such instruction")
 
-    monkeypatch.setattr(fused, "run_team", fails)
+    monkeypatch.setattr(teams, "run_team", fails)
     monkeypatch.setattr(select, "broken", {})
     monkeypatch.setattr(select, "_asked", ContextVar("asked", default=None))
     with pytest.warns(

@@ -9,14 +9,15 @@ from torch import Tensor
 
 import lossmith
 from lossmith import functional
-from lossmith.engine.argmax import fused
+from lossmith.engine.argmax import teams
 from lossmith.engine.runtime import select
 from lossmith.engine.runtime.select import REFERENCE, Kernel
+from lossmith.noise import StudentT
 
 SCORES, TARGET = torch.randn(40, 60, generator=torch.Generator().manual_seed(0)), torch.arange(40)
 RANKED = TARGET < 10
 CALLS: dict[str, Callable[[], Tensor]] = {
-    "argmax_log_prob": lambda: functional.argmax_log_prob(SCORES, TARGET, noise="uniform"),
+    "argmax_log_prob": lambda: functional.argmax_log_prob(SCORES, TARGET, noise=StudentT(0.25)),
     "argmax_log_probs": lambda: functional.argmax_log_probs(SCORES, noise="laplace"),
     "topk_log_prob": lambda: functional.topk_log_prob(SCORES[:4], TARGET[:4], 2, noise="laplace"),
     "expected_auc": lambda: functional.expected_auc(torch.linspace(0, 1e9, 40), RANKED, noise="normal"),
@@ -73,7 +74,7 @@ def test_a_kernel_that_lacked_memory_is_tried_again(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fused, "run_team", lacking)
+        patch.setattr(teams, "run_team", lacking)
         with pytest.warns(RuntimeWarning, match="the reference runs instead, this once$") as said:
             found = functional.argmax_log_prob(SCORES, TARGET)
         assert said[0].filename == __file__

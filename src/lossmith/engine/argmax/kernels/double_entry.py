@@ -1,4 +1,4 @@
-"""``double`` and ``laplace`` as team functions, as ``every_entry`` has those of float32: C functions of the address of a job.
+"""``double`` as team functions, as ``every_entry`` has those of float32: C functions of the address of a job.
 
 Each thread takes rows until none is left.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lossmith.engine.argmax.kernels import double, laplace
+from lossmith.engine.argmax.kernels import double
 from lossmith.engine.argmax.kernels.cpu_entry import NUMBERS
 from lossmith.engine.argmax.kernels.record import COLUMNS
 from lossmith.engine.runtime.compiled import team_function
@@ -53,19 +53,9 @@ EVERY_GRADIENT = Layout(
     grad=np.float64,
     **_NOISE,  # from ``tables.every_arrays``
 )
-LAPLACE = Layout(
-    "laplace_team",
-    NUMBERS,
-    scores=np.float64,
-    target=np.int64,
-    scale=np.float64,
-    log_p=np.float64,
-    records=np.int32,
-    grad=np.float64,  # empty if it is not asked for
-)
 # Global tuples and integers: constants for numba.
 _NUMBER = ONE_PASS.numbers  # positions, the same in all layouts
-_ONE, _EVERY, _BACK, _LAPLACE = ONE_PASS.slots, EVERY.slots, EVERY_GRADIENT.slots, LAPLACE.slots
+_ONE, _EVERY, _BACK = ONE_PASS.slots, EVERY.slots, EVERY_GRADIENT.slots
 _SIZE = max(ONE_PASS.size, EVERY.size, EVERY_GRADIENT.size)
 
 
@@ -138,26 +128,4 @@ def every_gradient_team(data):
             scores, scale, upstream, log_p, log_cdf, log_prob, slope, lowest, depth, numbers[0], np.int64(numbers[2]),
             numbers[3], numbers[4], job[_NUMBER.classes], records, grad, first, last,
         )  # fmt: skip
-    restore_mode(mode)
-
-
-@team_function
-def laplace_team(data):
-    """``laplace.laplace_rows`` on the rows of a job of the layout ``LAPLACE``; data: address of the job."""
-    mode = flush_denormals()
-    job = job_at(data, _SIZE)
-    scores, target, scale = array(job, _LAPLACE.scores), array(job, _LAPLACE.target), array(job, _LAPLACE.scale)
-    log_p, grad, records = array(job, _LAPLACE.log_p), array(job, _LAPLACE.grad), matrix(job, _LAPLACE.records, COLUMNS)
-    while True:
-        first = take(job)
-        if first >= job[_NUMBER.rows]:
-            break
-        last = min(first + job[_NUMBER.turn], job[_NUMBER.rows])
-        bad, unserved = laplace.laplace_rows(
-            scores, target, scale, job[_NUMBER.ignored], job[_NUMBER.classes], log_p, records, grad, first, last
-        )
-        if bad:
-            job[_NUMBER.bad] = 1
-        if unserved:
-            job[_NUMBER.unserved] = 1
     restore_mode(mode)

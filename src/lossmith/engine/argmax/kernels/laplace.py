@@ -20,10 +20,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lossmith.engine.argmax.kernels.cells import clear
-from lossmith.engine.argmax.kernels.cpu import LARGEST_INVERSE
-from lossmith.engine.argmax.kernels.double import extremes_but
-from lossmith.engine.argmax.kernels.record import DONE, LOST, STATUS, SURE, UNSERVED
+from lossmith.engine.argmax.kernels.record import BAD, DONE, STATUS, SURE, UNSERVED
+from lossmith.engine.argmax.kernels.target_row import lead_of, write_gradient, write_log_p, write_plain
 from lossmith.engine.runtime.arrays import empty, release
 from lossmith.engine.runtime.compiled import inlined, jit
 
@@ -167,43 +165,24 @@ def laplace_rows(scores, target, scale, ignored, C, log_p, records, grad, first_
     x, y, direct, sums, series = scratch
     bad, unserved = False, False
     for b in range(first_row, last_row):
-        base, own = b * C, target[b]
-        records[b, STATUS], log_p[b] = SURE, 0.0
+        status, top, t, inverse = lead_of(scores, target, scale, ignored, C, b)
+        own, base, p, doubt = target[b], b * C, 0.0, 1.0
+        if status == DONE and not abs(t) < SURE_LEAD:
+            status = SURE if t > 0 else UNSERVED
+        if status == DONE:
+            for j in range(C):
+                x[j] = (scores[base + j] - top) * inverse
+                y[j] = np.exp(x[j]) if j != own else 0.0
+            p, doubt, enough = _row(x, y, own, t, sums, series, direct)
+            status = DONE if enough else UNSERVED
+        records[b, STATUS] = status
+        bad |= status == BAD
+        unserved |= status == UNSERVED
+        if status != DONE:
+            write_plain(status, log_p, grad, b, C)
+            continue
+        share = inverse / write_log_p(log_p, b, p, doubt)
         if len(grad) > 0:
-            clear(grad, base, base + C)
-        if own == ignored:
-            continue
-        if own < 0 or own >= C:
-            bad = True
-            continue
-        top, _, strange = extremes_but(scores, base, base + C, base + own)
-        z = scores[base + own]
-        if strange or top == np.inf or z == np.inf or (top == -np.inf and z == -np.inf):
-            bad = True
-            continue
-        if z == -np.inf:
-            log_p[b], records[b, STATUS] = -np.inf, LOST
-            continue
-        inverse = 1.0 / scale[b if len(scale) > 1 else 0]
-        t = (z - top) * inverse
-        if t >= SURE_LEAD:
-            continue
-        if not (t > -SURE_LEAD and inverse < LARGEST_INVERSE):
-            records[b, STATUS] = UNSERVED
-            unserved = True
-            continue
-        for j in range(C):
-            x[j] = (scores[base + j] - top) * inverse
-            y[j] = np.exp(x[j]) if j != own else 0.0
-        p, doubt, enough = _row(x, y, own, t, sums, series, direct)
-        if not enough:
-            records[b, STATUS] = UNSERVED
-            unserved = True
-            continue
-        records[b, STATUS] = DONE
-        log_p[b] = np.log1p(-doubt) if doubt < p else np.log(p)
-        if len(grad) > 0:
-            share, rest = -inverse / (1 - doubt if doubt < p else p), 0.0
             for j in range(C):
                 x[j] = 0.0
             for m in range(TERMS - 1, -1, -1):
@@ -211,9 +190,7 @@ def laplace_rows(scores, target, scale, ignored, C, log_p, records, grad, first_
                 for j in range(np.uint64(0), np.uint64(C)):
                     x[j] = (x[j] + weight) * y[j]
             for j in range(C):
-                found = share * (x[j] + direct[j])
-                grad[base + j] = found
-                rest += found
-            grad[base + own] = -rest
+                direct[j] += x[j]
+            write_gradient(grad, base, C, own, -share, direct)
     release(scratch)
     return bad, unserved

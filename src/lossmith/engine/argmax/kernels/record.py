@@ -59,6 +59,8 @@ SINGLE_CLASSES = 48
 """The most classes of a row of which each is a cell of its own."""
 CLASSES_PER_THREAD = 1 << 13
 """Classes, of all rows together, from which on one more thread pays."""
+LEAST_DF, MOST_DF = 0.5, 20.0
+"""Degrees of freedom of Student's t that have a kernel: below, panels are many; above, H (A36) needs a higher degree."""
 
 
 @cache
