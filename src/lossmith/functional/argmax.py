@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 def _log_probs_without_formula(x: Sequence[Tensor], noise: Noise, _: float) -> Tensor:
-    if every_class.serves(x[0], noise):  # within an operator
-        select.record("cpu")
-        return every_class.log_probs(x[0], x[0].new_ones(1), noise)
+    if kernel := every_class.serves(x[0], noise):  # within an operator
+        select.record(kernel)
+        return every_class.log_probs(x[0], x[0].new_ones(1), noise, kernel)
     select.record("reference")
     return reference.log_probs(x[0], noise)
 
@@ -150,9 +150,9 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
     check_scores(scores)
     x = compute_type(scores)
     scale = checked_scale(scale, x)
-    if _has_fused(x, distribution):
+    if kernel := _fused(x, distribution):
         sigma = teams.flat_scale(scale, x)
-        return every_class.log_probs(_rows(x), sigma, distribution).view_as(x).to(scores.dtype)
+        return every_class.log_probs(_rows(x), sigma, distribution, kernel).view_as(x).to(scores.dtype)
     check_score_values(scores)
     z = _centred(scores) / scale
     if distribution.has_closed_form(scores.shape[-1]):
@@ -263,13 +263,13 @@ def _standardized(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return (z - mean) / variance.clamp_min(1e-12).sqrt()  # the bound keeps a batch of equal scores finite
 
 
-def _has_fused(scores: Tensor, noise: Noise) -> bool:
-    """Whether kernels give log p of every class; notes what runs."""
+def _fused(scores: Tensor, noise: Noise) -> str:
+    """The kernel that gives log p of every class, "" for none; notes what runs."""
     closed = noise.has_closed_form(scores.shape[-1])
-    if (closed and noise.key != teams.GUMBEL) or not every_class.serves(scores, noise):
-        return False
-    select.record("closed form" if closed else "cpu")
-    return True
+    kernel = every_class.serves(scores, noise) if not closed or noise.key == teams.GUMBEL else ""
+    if kernel:
+        select.record("closed form" if closed else kernel)
+    return kernel
 
 
 def _rows(scores: Tensor) -> Tensor:

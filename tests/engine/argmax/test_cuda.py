@@ -20,9 +20,9 @@ from torch import Tensor
 import lossmith
 from lossmith import AccuracyLoss
 from lossmith.engine.argmax import autograd as argmax
-from lossmith.engine.argmax import dispatch
+from lossmith.engine.argmax import dispatch, reference
 from lossmith.engine.runtime import select
-from lossmith.functional import argmax_log_prob
+from lossmith.functional import argmax_log_prob, argmax_log_probs
 from lossmith.noise import Custom, Logistic, Noise, Normal, StudentT
 from support.kernels import assert_near, exact, scores_of
 
@@ -76,9 +76,9 @@ def assert_right(scores: Tensor, target: Tensor, noise: Noise | str = "normal", 
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's time goes by tiles, whatever their size."""
     if INTERPRETED:
-        from lossmith.engine.argmax.kernels import cuda
+        from lossmith.engine.argmax.kernels import tiles
 
-        monkeypatch.setattr(cuda, "TILE", 512)
+        monkeypatch.setattr(tiles, "TILE", 512)
 
 
 # Numbers
@@ -143,15 +143,15 @@ def test_a_scale_for_each_row_and_second_derivatives() -> None:
 
 @runs
 def test_the_size_of_tiles_and_blocks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lossmith.engine.argmax.kernels import cuda
+    from lossmith.engine.argmax.kernels import tiles
 
     scores, target = scores_of(3, 45, 1.0)
     scores[:, 16:32] -= 200.0  # blocks of nothing near: passed over
     target[:] = torch.tensor([0, 20, 44])
     scores[1, 20] += 200.0
     expected = run(scores, target)
-    monkeypatch.setattr(cuda, "WIDE", 16)
-    monkeypatch.setattr(cuda, "TILE", 4)
+    monkeypatch.setattr(tiles, "WIDE", 16)
+    monkeypatch.setattr(tiles, "TILE", 4)
     found = run(scores, target)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
     assert (found[1][0, 16:32] == 0).all()
@@ -299,6 +299,70 @@ def test_under_torch_func_and_as_an_operator() -> None:
     assert torch.equal(slope, grad)
 
 
+# Every class
+
+
+def run_every(scores: Tensor, noise: Noise | str, upstream: Tensor, scale: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
+    """log p of every class, and the gradient of its product with ``upstream``, by the kernel."""
+    leaf = scores.to(DEVICE).detach().requires_grad_()
+    sigma = scale.to(DEVICE) if isinstance(scale, Tensor) else scale
+    with lossmith.use_kernel("cuda"):
+        log_p = argmax_log_probs(leaf, noise=noise, scale=sigma)
+        (grad,) = torch.autograd.grad(log_p, leaf, upstream.to(DEVICE))
+    assert lossmith.last_kernel() == "cuda"
+    return log_p.detach().cpu(), grad.cpu()
+
+
+@runs
+@NOISES
+@pytest.mark.parametrize(("classes", "spread"), [(3, 1.0), (10, 0.1), (10, 3.0), (100, 1.0), (600, 1.0)])
+def test_every_class(classes: int, spread: float, noise: Noise, large_tiles: None) -> None:
+    scores, scale = spread * scores_of(3, classes, 1.0)[0], torch.tensor([[0.8], [1.0], [2.5]])
+    upstream = torch.rand(3, classes, generator=torch.Generator().manual_seed(2))
+    log_p, grad = run_every(scores, noise, upstream, scale)
+    leaf = scores.double().requires_grad_()
+    expected = reference.log_probs(leaf / scale, noise)
+    (slope,) = torch.autograd.grad(expected, leaf, upstream.double())
+    torch.testing.assert_close(log_p.double(), expected.detach(), rtol=1e-5, atol=1e-6)
+    assert ((grad.double() - slope).norm(dim=-1) <= GRADIENT * slope.norm(dim=-1)).all()
+
+
+@runs
+def test_far_classes_as_on_the_cpu(large_tiles: None) -> None:
+    scores = 25 * scores_of(4, 40, 1.0)[0]
+    scores[0, 3], scores[1, 1:] = -math.inf, -math.inf
+    upstream = torch.rand(4, 40, generator=torch.Generator().manual_seed(2))
+    log_p, grad = run_every(scores, "normal", upstream)
+    leaf = scores.clone().requires_grad_()
+    with lossmith.use_kernel("cpu"):
+        expected = argmax_log_probs(leaf)
+        (slope,) = torch.autograd.grad(expected, leaf, upstream)
+    torch.testing.assert_close(log_p, expected.detach(), rtol=5e-5, atol=1e-6)
+    torch.testing.assert_close(grad, slope, rtol=1e-3, atol=1e-3)
+
+
+@runs
+def test_losses_of_every_class(large_tiles: None) -> None:
+    scores, target = scores_of(6, 5, 1.0)
+    for loss in (lossmith.FBetaLoss(1.0), AccuracyLoss(label_smoothing=0.1)):
+        found = {}
+        for name, device in (("cuda", DEVICE), ("cpu", "cpu")):
+            leaf = scores.to(device).requires_grad_()
+            with lossmith.use_kernel(name):
+                value = loss(leaf, target.to(device))
+            found[name] = value.detach().cpu(), torch.autograd.grad(value, leaf)[0].cpu()
+        torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-4, atol=1e-6)
+
+
+@runs
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_row_of_every_class_is_refused(value: float) -> None:
+    scores = scores_of(3, 5, 1.0)[0].to(DEVICE)
+    scores[1, 2] = value
+    with lossmith.use_kernel("cuda"), pytest.raises(ValueError, match=r"^scores: .* in row 1"):
+        argmax_log_probs(scores)
+
+
 # Which kernel
 
 
@@ -379,14 +443,15 @@ COMPILES = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from lossmith.engine.argmax.kernels import cuda
+from lossmith.engine.argmax.kernels import cuda, cuda_every, tiles
 
 types = dict.fromkeys(["stride", "scale_stride", "capacity", "C"], "i32") | dict.fromkeys(["Q", "WIDE", "TILE"], "constexpr")
-types |= dict.fromkeys(["high", "guess", "least_lead", "most_lead", "sure_lead"], "fp32")
+types |= dict.fromkeys(["high", "guess", "least_lead", "most_lead", "sure_lead", "least"], "fp32")
 types |= dict.fromkeys(["depth", "records"], "*i32")
 types |= {"target": "*i64", "ignored": "i64"}
-for kernel in (cuda._forward, cuda._backward):
-    options = cuda._options(1000, 96)
+every = (cuda_every._forward, 256), (cuda_every._backward, 256)
+for kernel, capacity in ((cuda._forward, 96), (cuda._backward, 96), *every):
+    options = tiles.launch_options(1000, capacity)
     sizes = {name: options.pop(name) for name in ("Q", "WIDE", "TILE")}
     source = ASTSource(kernel, {name: types.get(name, "*fp32") for name in kernel.arg_names}, sizes)
     made = compile(source, GPUTarget("cuda", 80, 32), options)

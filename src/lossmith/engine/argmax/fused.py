@@ -98,7 +98,7 @@ def checked_log_prob(
     """
     classes, index = scores.shape[-1], target.long()
     plain = is_plain(*(x for x in (scores, target, scale) if isinstance(x, Tensor)))
-    softmax = plain and noise.key == GUMBEL and serves_every(scores, noise)
+    softmax = plain and noise.key == GUMBEL and bool(serves_every(scores, noise))
     panels = plain and bool(_panels(noise)) and choose(TARGET, PANEL_KERNELS, scores, noise.key) == "cpu"
     closed = classes <= noise.closed_form_classes and not softmax and not panels
     if closed:  # else the kernel or the reference looks at the target's values
