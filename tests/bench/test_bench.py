@@ -149,7 +149,7 @@ def test_kernels_beside_a_rival_as_json_and_as_a_figure(tmp_path: Path) -> None:
         assert 0 < ours["low"] <= ours["median"] <= ours["high"]
     assert results[2]["costs"]["accuracy"]["memory"] > 0.9  # the gradient at least
     assert path.stat().st_size > 10_000
-    table = CliRunner().invoke(cli, ["bench", "kernels", "--classes", "3", "--noise", "uniform"])
+    table = CliRunner().invoke(cli, ["bench", "kernels", "--classes", "3", "--loss", "top-k", "--noise", "laplace"])
     assert "reference" in table.stdout
 
 
@@ -218,3 +218,16 @@ def test_auc_beside_a_sort() -> None:
     refused = CliRunner().invoke(cli, ["bench", "auc", "--scores", "1"])
     assert isinstance(refused.exception, InputError)
     assert str(refused.exception) == "--scores: expected at least 2, got 1"
+
+
+def test_linear_measures_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lossmith.bench import speed_linear
+
+    monkeypatch.setattr(speed_linear, "SECONDS", 0.0)
+    asked = ["bench", "linear", "--rows", "6", "--hidden", "3", "--classes", "5"]
+    outcome = json.loads(CliRunner().invoke(cli, [*asked, "--json"]).stdout)
+    assert {speed_linear.BASE, "LinearAccuracyLoss(noise='normal')"} <= set(outcome["results"])
+    assert all(cost["low"] <= cost["median"] <= cost["high"] for cost in outcome["results"].values())
+    assert "→ 5 classes" in CliRunner().invoke(cli, [*asked, "--noise", "gumbel"]).stdout
+    refused = CliRunner().invoke(cli, [*asked, "--classes", "1"])
+    assert str(refused.exception) == "--classes: expected at least 2, got 1"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -17,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import lossmith
+from lossmith.bench.memory import peak_memory
 from lossmith.bench.subjects import DEFAULT, SUBJECTS, Loss
 from lossmith.bench.timing import Times, take_turns
 from lossmith.errors import InputError, near
@@ -148,36 +146,9 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _memory(call: Callable[[], object], scores: Tensor) -> float:
-    """Peak of the process's resident memory during one run above that before, in multiples of the scores'.
-
-    Sampled by a thread; of little meaning where the scores take less than some megabytes.
-    """
-    status = Path("/proc/self/statm")
-    if not status.exists() or not hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        return float("nan")
-
-    def resident() -> int:
-        return int(status.read_text(encoding="ascii").split()[1])
-
+    """``peak_memory``, from no gradient on, in multiples of the scores'; of little meaning below some megabytes."""
     scores.grad = None
-    gc.collect()
-    libc.malloc_trim(0)  # what is free but kept would hide what is taken
-    peak, stop = resident(), threading.Event()
-    before = peak
-
-    def watch() -> None:
-        nonlocal peak
-        while not stop.is_set():
-            peak = max(peak, resident())
-            time.sleep(1e-4)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    call()
-    peak = max(peak, resident())
-    stop.set()
-    watcher.join()
-    return (peak - before) * 4096 / (scores.numel() * scores.element_size())
+    return peak_memory(call) / (scores.numel() * scores.element_size())
 
 
 def table(results: list[Result]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -96,6 +96,35 @@ def kernels(
         print(f"figure: {plot}")
 
 
+@bench.command(short_help="Time and memory of the last layer and its loss in one.")
+@click.option("--rows", default=4096, show_default=True, help="Samples of the batch.")
+@click.option("--hidden", default=512, show_default=True, help="Inputs of the layer.")
+@click.option("--classes", default=50_000, show_default=True, help="Outputs of the layer.")
+@click.option("--noise", default="normal", show_default=True, metavar="NAME", help="The loss's noise.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of a table.")
+def linear(rows: int, hidden: int, classes: int, noise: str, as_json: bool) -> None:
+    """Print what a linear layer and its loss cost in one and apart, beside torch's cross-entropy in one and apart.
+
+    Memory is the most that is held at once beyond what was held before, gradients included. Takes some minutes.
+    """
+    from lossmith import noise as noises
+    from lossmith.bench import speed_linear as study
+
+    try:
+        noises.get(noise)
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
+    for name, value, least in (("rows", rows, 1), ("hidden", hidden, 1), ("classes", classes, 2)):
+        if value < least:
+            raise InputError(f"--{name}: expected at least {least}, got {value}")
+    with progress("linear", 5) as show:
+        costs = study.measure(rows, hidden, classes, noise, show)
+    if as_json:
+        print(json.dumps(study.as_json(costs), indent=2))
+    else:
+        print_table(study.title(rows, hidden, classes), *study.table(costs))
+
+
 @bench.command(short_help="Time of the expected AUC beside a sort's.")
 @click.option("--scores", "sizes", type=int, multiple=True, metavar="N", help="How many.  [default: 10000, 100000, 1000000]")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of a table.")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lossmith.functional.linear import checked_rows, layer_of, log_prob_of_layer, sum_of_layer
-from lossmith.inputs import Samples, check_margin, check_tensors, divisor
+from lossmith.inputs import Samples, check_margin, check_tensors, checked_count, divisor
 from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, mean_of_samples
 from lossmith.noise import Noise
 
@@ -19,27 +19,35 @@ UNSUPPORTED = "a chunk looks at the target's class only; make the scores and tak
 
 
 class LinearAccuracyLoss(MetricLoss):
-    r"""``AccuracyLoss`` of the scores input · linear_weightᵀ + linear_bias, which are never held all at once.
+    r"""The last layer of a network, and the ``AccuracyLoss`` of its scores, which are never held all at once.
 
     For many classes the scores (N, C) and their gradient are what fills the memory. Here chunks of rows are multiplied, made a
-    loss of, differentiated and forgotten. It takes the place of ``torch.nn.functional.linear_cross_entropy`` with options; with
-    noise="gumbel" it has the same value.
+    loss of, differentiated and forgotten. It takes the place of ``torch.nn.LinearCrossEntropyLoss``; with noise="gumbel" it has
+    the same value.
 
     Args:
+        in_features: d, the size of a sample.
+        num_classes: C ≥ 2.
+        bias: whether the layer has one.
         noise, scale, q, over, margin, weight, ignore_index, reduction: as in ``AccuracyLoss``; ``weight`` weighs the classes.
         label_smoothing: 0, else it is refused: only the target's probability is made.
         batch_chunk_size: rows whose scores are held at once, ≥ 1. None: as many as have 4 million scores, at least 16.
         process_group: as in ``AccuracyLoss``.
+        device, dtype: of the layer.
+
+    Attributes:
+        linear: the layer, a ``torch.nn.Linear``. Assign another to share it: ``loss.linear = model.lm_head``. Its scores of one
+            sample are ``loss.linear(input)``.
 
     Shape:
-        input (d,) or (…, d), linear_weight (C, d), linear_bias (C,), all of one floating type, or of any under autocast; target
-        (…) integer class indices. The classes have no dimension of their own in the target, as ``AccuracyLoss`` has it for
-        (N, C, d1, …). Output: a scalar, or the target's shape for reduction="none".
+        input (d,) or (…, d), of the layer's dtype, or of any under autocast; target (…) integer class indices. The classes have
+        no dimension of their own in the target, as ``AccuracyLoss`` has it for (N, C, d1, …). Output: a scalar, or the target's
+        shape for reduction="none".
 
     Raises:
         TypeError, ValueError: an argument out of range; wrong dtypes, shapes or devices; class probabilities as the target.
-        NotImplementedError: in a backward pass with ``create_graph=True``: differentiable once, in input, linear_weight,
-            linear_bias and scale.
+        NotImplementedError: in a backward pass with ``create_graph=True``: differentiable once, in input, weight, bias and
+            scale.
 
     The metric, its limits and what the dials mean are those of ``AccuracyLoss``. Compiled, under ``torch.func`` and with
     wrappers such as DTensor all scores are made at once.
@@ -53,9 +61,8 @@ class LinearAccuracyLoss(MetricLoss):
 
     >>> from lossmith import AccuracyLoss
     >>> x, target = torch.tensor([[1.0, -1.0], [0.0, 2.0]]), torch.tensor([0, 1])
-    >>> layer = torch.nn.Linear(2, 3)
-    >>> value = LinearAccuracyLoss()(x, layer.weight, target, layer.bias)
-    >>> torch.allclose(value, AccuracyLoss()(layer(x), target))
+    >>> loss = LinearAccuracyLoss(2, 3)
+    >>> torch.allclose(loss(x, target), AccuracyLoss()(loss.linear(x), target))
     True
     """
 
@@ -64,6 +71,10 @@ class LinearAccuracyLoss(MetricLoss):
 
     def __init__(
         self,
+        in_features: int,
+        num_classes: int,
+        bias: bool = True,
+        *,
         noise: str | Noise = "normal",
         scale: float | Tensor = 1.0,
         q: float = 1.0,
@@ -73,9 +84,10 @@ class LinearAccuracyLoss(MetricLoss):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
-        *,
         batch_chunk_size: int | None = None,
         process_group: ProcessGroup | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             noise, scale, q, weight=weight, ignore_index=ignore_index, reduction=reduction, process_group=process_group
@@ -84,17 +96,22 @@ class LinearAccuracyLoss(MetricLoss):
         if label_smoothing:
             raise ValueError(f"label_smoothing: expected 0, got {label_smoothing}; {UNSUPPORTED}")
         check_margin(margin)
+        for name, value, least in (("in_features", in_features, 1), ("num_classes", num_classes, 2)):
+            if checked_count(name, value) < least:
+                raise ValueError(f"{name}: expected an integer ≥ {least}, got {value}")
         self.over = over
         self.margin = margin
         self.batch_chunk_size = checked_rows(batch_chunk_size)
+        self.linear = torch.nn.Linear(in_features, num_classes, bias, device, dtype)
 
-    def forward(self, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None) -> Tensor:
-        """The loss of what the last layer takes, of its weight and bias, against class indices."""
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of what the last layer takes against class indices."""
         check_tensors(target=target)
         if target.is_floating_point():
             raise TypeError(f"target: expected integer class indices, got {target.dtype}; {UNSUPPORTED}")
+        linear_weight = self.linear.weight
         dials = self.noise, self.scale, self.margin, self.ignore_index, self.batch_chunk_size
-        layer = layer_of(input, linear_weight, target, linear_bias, *dials)
+        layer = layer_of(input, linear_weight, target, self.linear.bias, *dials)
         every_class = layer.scale.new_empty(()).expand(len(linear_weight))  # stands for the scores: their dtype and classes
         samples = Samples(every_class, layer.target, layer.target != self.ignore_index, self.ignore_index)
         weight = self.sample_weight(samples._replace(target=samples.class_index)).detach()
