@@ -20,6 +20,7 @@ from lossmith.inputs import (
     check_tensors,
     checked_scale,
     divisor,
+    has_values,
     in_full_precision,
     labels_of,
     one_hot,
@@ -28,6 +29,7 @@ from lossmith.inputs import (
 )
 from lossmith.losses.base import MetricLoss
 from lossmith.losses.memory import ScoreMemory
+from lossmith.losses.sums import own_and_others
 from lossmith.noise import Noise
 from lossmith.parallel import samples as groups
 
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 Average = Literal["binary", "macro", "micro", "weighted", "none"]
 Task = Literal["multiclass", "multilabel"]
 AVERAGES, TASKS = ("binary", "macro", "micro", "weighted", "none"), ("multiclass", "multilabel")
+
+
+TINY = 1e-250  # tp below which log tp needs (N11)
 
 
 class Counts(NamedTuple):
@@ -84,36 +89,40 @@ def counts_of_rows(rows: Rows, p: Tensor, p_not: Tensor) -> Tensor:
     return torch.stack([part.sum(0) for part in parts])
 
 
-def counts_of_classes(rows: Rows, log_p: Tensor, needs_tn: bool) -> Tensor:
-    """As ``counts_of_rows``, of class indices and log p (n, C) of any dtype: sums in float64, without a matrix of float64.
+def counts_of_classes(rows: Rows, log_p: Tensor, needs_tn: bool) -> tuple[Tensor, Tensor]:
+    """As ``counts_of_rows``, of class indices and log p (n, C) of any dtype; and log p of each row's class, (n,) float64.
 
-    Segmentation spends most of its time here. needs_tn: whether tn keeps its digits next to 0.
+    Segmentation spends most of its time here: sums are float64, matrices are not. needs_tn: whether tn keeps its digits next to
+    0.
     """
-    y, w = rows.target.unsqueeze(1), rows.weight
-    own, each = log_p.gather(1, y).squeeze(1).double(), w.squeeze(1).double()
+    y, w = rows.target, rows.weight
+    own, fp = own_and_others(log_p, y, w.squeeze(1))
+    own, each = own.double(), w.squeeze(1).double()
     zero = own.new_zeros(log_p.shape[1])
 
     def sum_of_targets(x: Tensor) -> Tensor:
-        return zero.index_add(0, rows.target, x)
+        return zero.index_add(0, y, x)
 
     tp, fn = sum_of_targets(each * own.exp()), sum_of_targets(-each * own.expm1())
-    fp = (w * log_p.scatter(1, y, -math.inf).exp()).sum(0, dtype=torch.float64)
     if needs_tn:
-        tn = (-w * log_p.scatter(1, y, 0.0).expm1()).sum(0, dtype=torch.float64)
+        tn = (-w * log_p.scatter(1, y.unsqueeze(1), 0.0).expm1()).sum(0, dtype=torch.float64)
     else:
         tn = each.sum() - sum_of_targets(each) - fp
-    return torch.stack([tp, fp, fn, tn])
+    return torch.stack([tp, fp, fn, tn]), own
 
 
 def log_true_positives(rows: Rows, log_p: Tensor, group: ProcessGroup | None) -> Tensor:
-    """log tp of each class over all ranks, (C,) float64, by (N11) also where tp underflows; −inf where there is no target."""
+    """log tp of each class over all ranks, (C,) float64, by (N11) also where tp underflows; −inf where there is no target.
+
+    log_p: (n, C) beside a share in each class, (n,) of each row's class beside class indices; float64.
+    """
     if rows.target.dim() == 2:
         terms = log_p + (rows.weight.double() * rows.target.double()).log()
         top = terms.detach().amax(0) if len(terms) else terms.new_full(terms.shape[1:], -torch.inf)
     else:
         y = rows.target
-        terms = log_p.gather(1, y.unsqueeze(1)).squeeze(1).double() + rows.weight.squeeze(-1).double().log()
-        top = terms.new_full(log_p.shape[1:], -torch.inf).scatter_reduce(0, y, terms.detach(), "amax")
+        terms = log_p + rows.weight.squeeze(-1).double().log()
+        top = terms.new_full(rows.scores.shape[1:], -torch.inf).scatter_reduce(0, y, terms.detach(), "amax")
     top = groups.highest(top, group)
     top = torch.where(top.isneginf(), 0.0, top)
     if rows.target.dim() == 2:
@@ -223,7 +232,7 @@ class ConfusionLoss(MetricLoss):
         z = rows.scores
         predicted = z > 0 if rows.multilabel else one_hot(z.argmax(-1), z.shape[-1])
         if rows.target.dim() == 1:
-            found = counts_of_classes(rows, torch.where(predicted, 0.0, -math.inf), self.needs_tn)
+            found, _ = counts_of_classes(rows, torch.where(predicted, 0.0, -math.inf).to(z), self.needs_tn)
         else:
             found = counts_of_rows(rows, predicted.double(), 1 - predicted.double())
         counts, support, has_target = self._select(Counts(*self.total(found)))
@@ -258,8 +267,12 @@ class ConfusionLoss(MetricLoss):
         else:
             log_p = functional.argmax_log_probs(rows.scores, noise=self.noise, scale=rows.scale)
             if rows.target.dim() == 1:
-                counts = counts_of_classes(rows, log_p, self.needs_tn)
-                return Counts(*groups.total(counts, group)), log_true_positives(rows, log_p, group)
+                found, own = counts_of_classes(rows, log_p, self.needs_tn)
+                counts = Counts(*groups.total(found, group))
+                if group is None and has_values(found) and not ((counts.tp < TINY) & (counts.fn > 0)).any():
+                    has_target = counts.tp > 0
+                    return counts, torch.where(has_target, torch.where(has_target, counts.tp, 1.0).log(), -torch.inf)
+                return counts, log_true_positives(rows, own, group)
             log_p = log_p.double()
             p, p_not = log_p.exp(), -log_p.expm1()  # (N6) at q = 0: 1 − p keeps its digits
         return Counts(*groups.total(counts_of_rows(rows, p, p_not), group)), log_true_positives(rows, log_p, group)

@@ -13,11 +13,14 @@ from torch import Tensor
 from lossmith import functional
 from lossmith.inputs import Samples, at, check_tensors, divisor, has_values, in_full_precision, samples_of
 from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, log_q_of_mean
+from lossmith.losses.sums import lost_and_saved
 from lossmith.maths.qlog import neg_log_q
 from lossmith.noise import Noise
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+TINY = 1e-30  # m below which the p of its terms lack digits in float32
 
 
 class CostLoss(MetricLoss):
@@ -128,9 +131,12 @@ class CostLoss(MetricLoss):
         at_stake = costs.amax(-1) - least
         lost = (costs - least.unsqueeze(-1)) / divisor(at_stake).unsqueeze(-1)
         log_p = functional.argmax_log_probs(scores, noise=self.noise, scale=self.scale)
-        error = (log_p.exp() * lost).sum(-1)
-        # From 1 − m where 1 − m is small (N3), else from the sum of logarithms, since a small m may underflow (N11).
-        saved = torch.where(error < 0.5, torch.log1p(-error.clamp_max(0.5)), (log_p + (1 - lost).log()).logsumexp(-1))
+        error, rest = lost_and_saved(log_p, lost)
+        # From 1 − m where 1 − m is small (N3), else from m; where m is next to underflow, from the sum of logarithms (N11).
+        tiny = rest < TINY
+        saved = torch.where(error < 0.5, torch.log1p(-error.clamp_max(0.5)), torch.where(tiny, 1.0, rest).log())
+        if not has_values(tiny) or tiny.any():
+            saved = torch.where(tiny, (log_p + (1 - lost).log()).logsumexp(-1), saved)
         if self.over == "sample":
             return self.reduce(weight * (least + at_stake * neg_log_q(saved, self.q)), weight.sum())
         sums = self.total(torch.stack([(weight * least).sum(), (weight * at_stake).sum(), weight.sum()]))
