@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lossmith import noise as noises
 from lossmith.engine.argmax import autograd as argmax
-from lossmith.engine.argmax import every_class, fused, reference, teams
+from lossmith.engine.argmax import every_class, fused, reference
 from lossmith.engine.runtime import custom_op as opaque
 from lossmith.engine.runtime import select
 from lossmith.inputs import (
@@ -151,7 +151,7 @@ def argmax_log_probs(scores: Tensor, *, noise: str | Noise = "normal", scale: fl
     x = compute_type(scores)
     scale = checked_scale(scale, x)
     if kernel := _fused(x, distribution):
-        sigma = teams.flat_scale(scale, x)
+        sigma = fused.flat_scale(scale, x)
         return every_class.log_probs(_rows(x), sigma, distribution, kernel).view_as(x).to(scores.dtype)
     check_score_values(scores)
     z = _centred(scores) / scale
@@ -207,7 +207,7 @@ def topk_log_prob(
     scale = checked_scale(scale, x)
     if k < scores.shape[-1] and fused.serves_topk(x, target, scale, distribution):
         select.record("cpu")
-        sigma = teams.flat_scale(scale, x)
+        sigma = fused.flat_scale(scale, x)
         log_p = fused.target_log_prob(_rows(x), target.long().flatten(), sigma, distribution, rank=k)
         return log_p.view_as(target).to(scores.dtype)
     check_score_values(scores)
@@ -266,7 +266,7 @@ def _standardized(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 def _fused(scores: Tensor, noise: Noise) -> str:
     """The kernel that gives log p of every class, "" for none; notes what runs."""
     closed = noise.has_closed_form(scores.shape[-1])
-    kernel = every_class.serves(scores, noise) if not closed or noise.key == teams.GUMBEL else ""
+    kernel = every_class.serves(scores, noise) if not closed or noise.key == fused.GUMBEL else ""
     if kernel:
         select.record("closed form" if closed else kernel)
     return kernel

@@ -17,7 +17,7 @@ from torch import Tensor
 import lossmith
 from lossmith import AccuracyLoss
 from lossmith.engine.argmax import autograd as argmax
-from lossmith.engine.argmax import teams
+from lossmith.engine.argmax import fused
 from lossmith.engine.argmax.kernels import cpu
 from lossmith.engine.argmax.kernels.tables import LEVELS, tables
 from lossmith.engine.runtime import compiled, select, threads
@@ -440,7 +440,7 @@ def test_a_kernel_that_fails_falls_back_and_says_so(monkeypatch: pytest.MonkeyPa
     def fails(*_: object) -> None:
         raise OSError("no such instruction")
 
-    monkeypatch.setattr(teams, "run_team", fails)
+    monkeypatch.setattr(fused, "run_team", fails)
     monkeypatch.setattr(select, "broken", {})
     monkeypatch.setattr(select, "_asked", ContextVar("asked", default=None))
     with pytest.warns(

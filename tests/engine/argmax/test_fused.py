@@ -11,7 +11,7 @@ from torch import Tensor
 
 import lossmith
 from lossmith import AccuracyLoss
-from lossmith.engine.argmax import every_class, reference, teams
+from lossmith.engine.argmax import fused, reference
 from lossmith.engine.argmax.kernels import every
 from lossmith.engine.runtime import select
 from lossmith.functional import argmax_log_prob, argmax_log_probs
@@ -231,8 +231,8 @@ def test_a_kernel_that_fails_leaves_its_work_to_plain_torch(noise: Noise, monkey
         raise OSError("no such instruction")
 
     monkeypatch.setattr(select, "broken", dict[tuple[str, str], str]())
-    monkeypatch.setattr(every_class, "broken", select.broken)
-    monkeypatch.setattr(teams, "run_team", fails)
+    monkeypatch.setattr(fused, "broken", select.broken)
+    monkeypatch.setattr(fused, "run_team", fails)
     with pytest.warns(RuntimeWarning, match="no such instruction"):
         found = argmax_log_probs(leaf, noise=noise)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -250,7 +250,7 @@ def test_a_kernel_that_fails_in_backward_leaves_its_work_to_plain_torch(noise: N
         raise OSError("no such instruction")
 
     monkeypatch.setattr(select, "broken", dict[tuple[str, str], str]())
-    monkeypatch.setattr(teams, "run_team", fails)
+    monkeypatch.setattr(fused, "run_team", fails)
     with pytest.warns(RuntimeWarning, match="no such instruction"):
         (found,) = torch.autograd.grad(log_p, leaf)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

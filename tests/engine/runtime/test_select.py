@@ -9,7 +9,7 @@ from torch import Tensor
 
 import lossmith
 from lossmith import functional
-from lossmith.engine.argmax import teams
+from lossmith.engine.argmax import fused
 from lossmith.engine.runtime import select
 from lossmith.engine.runtime.select import REFERENCE, Kernel
 from lossmith.noise import StudentT
@@ -74,7 +74,7 @@ def test_a_kernel_that_lacked_memory_is_tried_again(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     with monkeypatch.context() as patch:
-        patch.setattr(teams, "run_team", lacking)
+        patch.setattr(fused, "run_team", lacking)
         with pytest.warns(RuntimeWarning, match="the reference runs instead, this once$") as said:
             found = functional.argmax_log_prob(SCORES, TARGET)
         assert said[0].filename == __file__

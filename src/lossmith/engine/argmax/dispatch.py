@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lossmith import noise as noises
-from lossmith.engine.argmax.kernels.tables import tables_of
+from lossmith.engine.argmax.kernels.tables import DOUBLE, tables_of
 from lossmith.engine.runtime.select import REFERENCE, Kernel, asked
 
 OPERATION = "argmax_log_prob"
@@ -40,9 +40,16 @@ def _without_triton(scores: Tensor, noise: str) -> str:
     return _without_tables(scores, noise) if _has_triton() else "triton is not installed; install it"
 
 
+def _double_obstacle(scores: Tensor, noise: str) -> str:
+    return (
+        "" if tables_of(noise, DOUBLE) is not None else "its tables do not serve float64; take normal, logistic or Gumbel noise"
+    )
+
+
 CPU = Kernel("cpu", ("cpu",), (torch.float32,), _without_tables)
 CUDA = Kernel("cuda", ("cuda", "cpu"), (torch.float32,), _without_triton)
 KERNELS = (CUDA, CPU, REFERENCE)  # on the CPU the first serves under the interpreter only
+DOUBLE_KERNELS = (CUDA, Kernel("cpu", CPU.devices, (torch.float64,), _double_obstacle), REFERENCE)
 
 
 @lru_cache(maxsize=1)

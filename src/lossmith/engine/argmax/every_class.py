@@ -13,10 +13,8 @@ from torch import Tensor
 
 from lossmith.engine.argmax import reference
 from lossmith.engine.argmax.autograd import scale_gradient
-from lossmith.engine.argmax.dispatch import CPU, CUDA
-from lossmith.engine.argmax.kernels.record import COLUMNS, KEPT_OTHER, STATUS, UNSERVED
-from lossmith.engine.argmax.kernels.tables import DOUBLE, SINGLE, backward_arrays, every_arrays, tables_of
-from lossmith.engine.argmax.teams import (
+from lossmith.engine.argmax.dispatch import CPU, CUDA, DOUBLE_KERNELS
+from lossmith.engine.argmax.fused import (
     GUMBEL,
     SOFTMAX,
     differentiated,
@@ -24,10 +22,13 @@ from lossmith.engine.argmax.teams import (
     precision_of,
     rows_of,
     run,
+    softmax_serves,
     tail_of,
 )
+from lossmith.engine.argmax.kernels.record import COLUMNS, KEPT_OTHER, STATUS, UNSERVED
+from lossmith.engine.argmax.kernels.tables import DOUBLE, SINGLE, backward_arrays, every_arrays
 from lossmith.engine.runtime.compiling import announced
-from lossmith.engine.runtime.select import REFERENCE, Kernel, broken, choose, give_up, record_rows
+from lossmith.engine.runtime.select import REFERENCE, Kernel, choose, give_up, record_rows
 from lossmith.inputs import check_score_values, is_plain
 from lossmith.noise import Noise
 
@@ -44,18 +45,11 @@ def _cuda_obstacle(scores: Tensor, noise: str) -> str:
     return CUDA.obstacle(scores, noise) or _obstacle(scores, noise)
 
 
-def _double_obstacle(scores: Tensor, noise: str) -> str:
-    return (
-        "" if tables_of(noise, DOUBLE) is not None else "its tables do not serve float64; take normal, logistic or Gumbel noise"
-    )
-
-
 KERNELS = (
     Kernel("cuda", CUDA.devices, CUDA.dtypes, _cuda_obstacle),  # on the CPU it serves under the interpreter only
     Kernel("cpu", CPU.devices, CPU.dtypes, _obstacle),
     REFERENCE,
 )
-DOUBLE_KERNELS = (CUDA, Kernel("cpu", CPU.devices, (torch.float64,), _double_obstacle), REFERENCE)
 
 
 def serves(scores: Tensor, noise: Noise) -> str:
@@ -67,8 +61,7 @@ def serves(scores: Tensor, noise: Noise) -> str:
     if not is_plain(scores):
         return ""
     if noise.key == GUMBEL:
-        served = scores.dtype == torch.float32 and scores.device.type == "cpu" and (SOFTMAX, "cpu") not in broken
-        return "cpu" if served else ""
+        return "cpu" if softmax_serves(scores) else ""
     chosen = choose(OPERATION, DOUBLE_KERNELS if scores.dtype == torch.float64 else KERNELS, scores, noise.key)
     return "" if chosen == REFERENCE.name else chosen
 

@@ -6,6 +6,8 @@ Gumbel noise. Under a transform of torch.func, and compiled, plain torch or the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,26 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lossmith.engine.argmax import reference
-from lossmith.engine.argmax.autograd import NO_TARGET, log_prob, scale_gradient
-from lossmith.engine.argmax.dispatch import CPU, CUDA
+from lossmith.engine.argmax.autograd import NO_TARGET, TURNS, log_prob, scale_gradient
+from lossmith.engine.argmax.dispatch import CPU, CUDA, DOUBLE_KERNELS
 from lossmith.engine.argmax.dispatch import KERNELS as TARGET_KERNELS
 from lossmith.engine.argmax.dispatch import OPERATION as TARGET
-from lossmith.engine.argmax.every_class import DOUBLE_KERNELS
-from lossmith.engine.argmax.every_class import serves as serves_every
-from lossmith.engine.argmax.kernels.record import COLUMNS, LEAST_DF, MOST_DF, STATUS, UNSERVED
-from lossmith.engine.argmax.kernels.tables import has_odds, one_pass_arrays, topk_arrays
-from lossmith.engine.argmax.teams import (
-    GUMBEL,
-    SOFTMAX,
-    differentiated,
-    flat_scale,
-    kernels_of,
-    precision_of,
-    rows_of,
-    run,
-    tail_of,
-)
-from lossmith.engine.runtime.select import REFERENCE, Kernel, choose, give_up, record, record_rows
+from lossmith.engine.argmax.kernels.record import CLASSES_PER_THREAD, COLUMNS, LEAST_DF, MOST_DF, STATUS, UNSERVED
+from lossmith.engine.argmax.kernels.tables import DOUBLE, SINGLE, Precision, has_odds, one_pass_arrays, topk_arrays
+from lossmith.engine.runtime.compiling import announced
+from lossmith.engine.runtime.select import REFERENCE, Kernel, broken, choose, give_up, record, record_rows
+from lossmith.engine.runtime.threads import run_team
 from lossmith.inputs import (
     all_count,
     check_score_values,
@@ -46,6 +37,7 @@ from lossmith.maths.qlog import neg_log_q
 from lossmith.noise import Noise
 
 TOPK = "topk_log_prob"
+GUMBEL, SOFTMAX = "gumbel", "softmax"  # the noise, and what its kernels compute
 
 
 def _topk_obstacle(scores: Tensor, noise: str) -> str:
@@ -98,7 +90,7 @@ def checked_log_prob(
     """
     classes, index = scores.shape[-1], target.long()
     plain = is_plain(*(x for x in (scores, target, scale) if isinstance(x, Tensor)))
-    softmax = plain and noise.key == GUMBEL and bool(serves_every(scores, noise))
+    softmax = plain and noise.key == GUMBEL and softmax_serves(scores)
     panels = plain and bool(_panels(noise)) and choose(TARGET, PANEL_KERNELS, scores, noise.key) == "cpu"
     closed = classes <= noise.closed_form_classes and not softmax and not panels
     if closed:  # else the kernel or the reference looks at the target's values
@@ -124,6 +116,11 @@ def checked_log_prob(
         if str(error).startswith("scores:"):  # of a flat row; here it has its place in all dimensions
             check_score_values(rows_that_count(scores, target != ignored))
         raise
+
+
+def softmax_serves(scores: Tensor) -> bool:
+    """Whether the kernels of Gumbel noise serve plain scores."""
+    return scores.dtype == torch.float32 and scores.device.type == "cpu" and (SOFTMAX, "cpu") not in broken
 
 
 def _panels(noise: Noise) -> str:
@@ -302,3 +299,64 @@ def _by_plain_torch(
         log_p[left] = value.detach()
         if grad.numel():
             grad[left] = torch.autograd.grad(value.sum(), leaf)[0]
+
+
+# Calls of kernels, here and for every class
+
+
+def flat_scale(scale: float | Tensor, scores: Tensor) -> Tensor:
+    """The scale as ``log_probs`` and ``target_log_prob`` take it, (1,) or (rows,), from a number or a tensor (…, 1)."""
+    return scale.reshape(-1) if isinstance(scale, Tensor) else scores.new_full((1,), scale)
+
+
+@lru_cache(maxsize=3)
+def kernels_of(precision: Precision | None) -> Any:
+    """The module with its team functions, None: those by panels. Each is compiled at its first use, and kept on disk."""
+    with announced():
+        if precision is None:
+            from lossmith.engine.argmax.kernels import panels_entry
+
+            return panels_entry
+        if precision is DOUBLE:
+            from lossmith.engine.argmax.kernels import double_entry
+
+            return double_entry
+        from lossmith.engine.argmax.kernels import every_entry
+    return every_entry
+
+
+def precision_of(scores: Tensor) -> Precision:
+    """The one whose kernels take these scores."""
+    return DOUBLE if scores.dtype == torch.float64 else SINGLE
+
+
+@lru_cache(maxsize=256)
+def tail_of(
+    precision: Precision | None, layout: str, make: Callable[..., dict[str, NDArray[Any]]], *call: Any
+) -> tuple[NDArray[np.int64], Any]:
+    """The last part of a job of that layout, and the arrays to keep alive for it, which ``make`` gives for the call."""
+    arrays = make(*call, precision) if precision is DOUBLE else make(*call)
+    return getattr(kernels_of(precision), layout).tail(arrays), arrays
+
+
+def run(
+    function: Any, layout: Any, rows: int, classes: int, ignored: int, arrays: dict[str, Tensor], tail: Any = None
+) -> tuple[bool, bool]:
+    """Run a team function on all rows: whether a row was bad, and whether one is left to the reference."""
+    size = max(1, min(torch.get_num_threads(), rows, rows * (classes + 64) // CLASSES_PER_THREAD))
+    numbers = {"turn": -(-rows // (TURNS * size)), "rows": rows, "classes": classes, "ignored": ignored}
+    job = layout.job(numbers, arrays, tail)
+    run_team(function.ctypes, function.address, job.ctypes.data, size)
+    return bool(job[layout.numbers.bad]), bool(job[layout.numbers.unserved])
+
+
+def rows_of(mask: Tensor, scores: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows under ``mask`` of scores, and of a scale that has a number for each row."""
+    return scores[mask], scale[mask] if len(scale) > 1 else scale
+
+
+def differentiated(value: Tensor, leaves: tuple[Tensor, ...], upstream: Tensor, needed: tuple[bool, ...]) -> tuple[Any, ...]:
+    """upstream · value differentiated in the leaves that need it, with a graph."""
+    asked = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
+    parts = iter(torch.autograd.grad(value, asked, upstream, create_graph=True))
+    return tuple(next(parts) if need else None for need in needed)
