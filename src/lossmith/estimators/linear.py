@@ -1,0 +1,381 @@
+"""Linear classifiers that are trained for the metric which is reported, as scikit-learn estimators."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.utils import compute_class_weight
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.parallel import Parallel, delayed
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from lossmith.estimators.metrics import Codes, Floats, Rows, TrainedMetric, metric_of, predicted
+from lossmith.estimators.path import STAGES, Point, Training, likelihood_path, metric_path, scores_of
+from lossmith.estimators.rule import best_offsets
+from lossmith.estimators.selection import Fold, Selection, choose, folds_of
+
+NOISES = ("gumbel", "normal", "logistic")
+COLDEST = 8.0  # nats by which the temperature of ``predict_proba`` may differ from 1
+
+
+class LinearMetricClassifier(ClassifierMixin, BaseEstimator):
+    """What the linear estimators share: checked input, and predictions from ``coef_`` and ``intercept_``."""
+
+    def _rows(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, Rows, Floats]:
+        """Checked features, rows weighted for training, and the weights (n,) to judge by; sets ``classes_``."""
+        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32], accept_large_sparse=False)
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"y: expected samples of at least 2 classes, got only one class, {self.classes_[0]!r}; add rows of another"
+            )
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        if not weight.any():
+            raise ValueError("sample_weight: expected some above 0, got sample weights that are all zero")
+        by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=weight)
+        return X, Rows(codes, weight * by_class[codes], len(self.classes_)), weight
+
+    def _set(self, coef: Floats) -> None:
+        self.coef_, self.intercept_ = coef[:, :-1].copy(), coef[:, -1].copy()
+
+    def _scores(self, X: Any) -> Floats:
+        """(n, K), as ``metrics`` has them."""
+        check_is_fitted(self)
+        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
+        return scores_of(X, np.column_stack([self.coef_, self.intercept_]))
+
+    def decision_function(self, X: Any) -> Floats:
+        """Scores (n, C), or the lead of the second of two classes, (n,)."""
+        scores = self._scores(X)
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def predict(self, X: Any) -> Any:
+        """The class of each row: that of the highest score, and of the highest probability."""
+        at = predicted(self._scores(X))
+        return self.classes_[at]
+
+    def predict_proba(self, X: Any) -> Floats:
+        """softmax of the scores, (n, C), whose temperature is the one of the highest likelihood on the training rows."""
+        return np.asarray(softmax(_whole(self._scores(X)), axis=1))
+
+    def predict_log_proba(self, X: Any) -> Floats:
+        """The logarithm of ``predict_proba``."""
+        return np.asarray(log_softmax(_whole(self._scores(X)), axis=1))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """``metric``, counted on predictions for X."""
+        scores = self._scores(X)
+        codes = np.searchsorted(self.classes_, y)
+        known = np.isin(y, self.classes_)
+        if not known.all():
+            raise ValueError(f"y: expected the classes {list(self.classes_)}, got {np.unique(np.asarray(y)[~known]).tolist()}")
+        weight = _check_sample_weight(sample_weight, scores, dtype=np.float64)
+        return metric_of(self.metric, len(self.classes_)).counted(scores, Rows(codes, weight, len(self.classes_)))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+class MetricClassifier(LinearMetricClassifier):
+    r"""A linear classifier at one point of the path from likelihood to a metric.
+
+    Penalised logistic regression first; from its coefficients, the smooth metric by L-BFGS (``lossmith.estimators.path``), in
+    stages of rising sharpness. A stage is dropped if it ends with a lower metric on the training rows, so the metric there is
+    never below that of logistic regression.
+
+    Args:
+        metric: "accuracy", "balanced_accuracy", "f1", "jaccard" (class 1 of two; "_macro", "_micro" and "_weighted" for more),
+            "roc_auc", "average_precision" ("_ovr" for more than two); a matrix of costs (C, C), row y those of each decision
+            where y is true; what ``lossmith.metric`` made, or a loss of counts such as ``FBetaLoss(2.0)``.
+        C: inverse strength of the penalty, as in ``LogisticRegression``, > 0.
+        sharpness: by how much the noise is narrower than the likelihood's, ≥ 1.
+        q: from metric to loss (N6); 1 is likelihood for accuracy, 0 the smooth metric itself.
+        noise: "gumbel", "normal" or "logistic".
+        fit_intercept: whether there is an intercept, which is not penalised.
+        class_weight: as in ``LogisticRegression``, for training.
+        tol, max_iter: of the likelihood's solver.
+
+    Attributes:
+        classes_: (C,). coef_: (1, d) for two classes, else (C, d). intercept_: (1,) or (C,).
+        training_metric_: the metric on the training rows. n_iter_: (1,), steps of the solvers.
+
+    Raises:
+        ValueError, TypeError: an argument out of range; a metric that is not for so many classes; one class; weights all zero.
+
+    >>> import numpy as np
+    >>> X, y = np.array([[0.0], [1.0], [2.0], [30.0]]), np.array([0, 0, 1, 1])
+    >>> MetricClassifier("accuracy").fit(X, y).score(X, y)
+    1.0
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "metric": "no_validation",  # type: ignore[dict-item]
+        "C": [Interval(Real, 0, None, closed="neither")],
+        "sharpness": [Interval(Real, 1, None, closed="left")],
+        "q": [Interval(Real, None, None, closed="neither")],
+        "noise": [StrOptions(set(NOISES))],
+        "fit_intercept": ["boolean"],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        metric: Any = "accuracy",
+        *,
+        C: float = 1.0,
+        sharpness: float = 3.0,
+        q: float = 0.5,
+        noise: str = "gumbel",
+        fit_intercept: bool = True,
+        class_weight: Any = None,
+        tol: float = 1e-8,
+        max_iter: int = 1000,
+    ) -> None:
+        self.metric = metric
+        self.C = C
+        self.sharpness = sharpness
+        self.q = q
+        self.noise = noise
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.tol = tol
+        self.max_iter = max_iter
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> MetricClassifier:
+        """Fit to features (n, d), dense or sparse, and classes (n,)."""
+        X, rows, _ = self._rows(X, y, sample_weight)
+        metric = metric_of(self.metric, rows.classes)
+        data = Training(X, rows, self.fit_intercept)
+        found = likelihood_path(data, np.array([self.C]), self.tol, self.max_iter)
+        before = tuple(stage for stage in STAGES if stage[0] < self.sharpness)
+        stages = (*before, (float(self.sharpness), float(self.q)))
+        steps = metric_path(data, metric, found.coefs[0], self.C, self.noise, stages)
+        self._set(_tempered(data, steps[-1].coef))
+        self.training_metric_ = steps[-1].training_metric
+        self.n_iter_ = np.array([found.iterations[0] + sum(step.iterations for step in steps)])
+        return self
+
+
+class MetricClassifierCV(LinearMetricClassifier):
+    r"""A linear classifier for a metric, which stays logistic regression unless the metric's own training is surely better.
+
+    1. Logistic regression at each of ``Cs``, on inner folds.
+    2. For a metric of decisions (F-beta, balanced accuracy, Jaccard, cost), its decision rule: an offset for each class, tuned
+       on held-out scores and put into ``intercept_``. On a fold it is judged with offsets tuned on the other folds.
+    3. From the best C and its two neighbours, the path of the smooth metric: see ``MetricClassifier``.
+    4. The metric's best point is taken if its mean gain over the best of 1 and 2 exceeds ``caution`` corrected standard errors,
+       else 1 and 2. Ties go to the stronger penalty and to likelihood.
+
+    Args:
+        metric: as in ``MetricClassifier``.
+        Cs: inverse strengths of the penalty; an integer stands for so many from 1e-4 to 1e4, evenly in the logarithm.
+        cv: folds: an integer k stands for k stratified folds, twice; or a splitter, or an iterable of (train, test) indices.
+        caution: corrected standard errors (Nadeau & Bengio, 2003) that the gain has to exceed, ≥ 0.
+        noise, fit_intercept, class_weight, tol, max_iter: as in ``MetricClassifier``.
+        n_jobs: folds that are fitted at the same time, as in scikit-learn.
+        random_state: of the folds, where ``cv`` is an integer. 0: equal data give equal classifiers.
+
+    Attributes:
+        classes_, coef_, intercept_, n_iter_, training_metric_: as in ``MetricClassifier``.
+        selection_: a ``Selection``: which point, its gain, the standard error, and the reason in words.
+        C_, sharpness_, q_: of the point taken; sharpness 0 and q 1 for likelihood.
+        best_score_, best_index_: its mean metric on the held-out folds, and its place among the points.
+        Cs_: the penalties, ascending. points_: all points. scores_: (folds, points), the metric on held-out rows.
+        coefs_paths_: (folds, points, K, d + 1), the intercept last.
+
+    Raises:
+        ValueError, TypeError: as ``MetricClassifier``.
+
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> MetricClassifierCV("accuracy", Cs=3).fit(X, y).selection_.took_metric
+    False
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **{
+            name: limits
+            for name, limits in MetricClassifier._parameter_constraints.items()
+            if name not in ("C", "sharpness", "q")
+        },
+        "Cs": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "cv": ["cv_object"],
+        "caution": [Interval(Real, 0, None, closed="left")],
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        metric: Any = "accuracy",
+        *,
+        Cs: Any = 10,
+        cv: Any = 5,
+        caution: float = 0.75,
+        noise: str = "gumbel",
+        fit_intercept: bool = True,
+        class_weight: Any = None,
+        tol: float = 1e-8,
+        max_iter: int = 1000,
+        n_jobs: int | None = None,
+        random_state: Any = 0,
+    ) -> None:
+        self.metric = metric
+        self.Cs = Cs
+        self.cv = cv
+        self.caution = caution
+        self.noise = noise
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.tol = tol
+        self.max_iter = max_iter
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> MetricClassifierCV:
+        """Fit to features (n, d), dense or sparse, and classes (n,); ``params`` are routed to the splitter."""
+        split_params = process_routing(self, "fit", **params).splitter.split if params else {}
+        X, rows, judged = self._rows(X, y, sample_weight)
+        metric = metric_of(self.metric, rows.classes)
+        data = Training(X, rows, self.fit_intercept)
+        self.Cs_ = np.logspace(-4, 4, self.Cs) if isinstance(self.Cs, Integral) else np.sort(np.asarray(self.Cs, dtype=float))
+        if self.Cs_.ndim != 1 or not (self.Cs_ > 0).all():
+            raise ValueError(f"Cs: expected numbers above 0, got {self.Cs!r}")
+        folds = folds_of(self.cv, X, rows.y, self.random_state, split_params)
+        parallel = Parallel(n_jobs=self.n_jobs)
+
+        likelihood = parallel(delayed(_likelihood)(data, fold, self.Cs_, self.tol, self.max_iter) for fold in folds)
+        held_scores = [[scores_of(X[held], coef) for coef in coefs] for (_, held), coefs in zip(folds, likelihood, strict=True)]
+        judge = Judge(metric, Rows(rows.y, judged, rows.classes), [held for _, held in folds])
+        scores = np.array([judge.scores([of_fold[i] for of_fold in held_scores]) for i in range(len(self.Cs_))]).T
+        best = int(np.argmax(np.round(scores.mean(0), 12)))
+        chosen = range(max(best - 1, 0), min(best + 2, len(self.Cs_)))
+
+        paths = parallel(
+            delayed(_metric)(data, fold, metric, [coefs[i] for i in chosen], self.Cs_[list(chosen)], self.noise)
+            for fold, coefs in zip(folds, likelihood, strict=True)
+        )
+        self.points_ = [Point(float(C), 1.0, 0.0) for C in self.Cs_]
+        self.points_ += [Point(float(self.Cs_[i]), q, sharpness) for i in chosen for sharpness, q in STAGES]
+        of_path = [
+            [judge.one(scores_of(X[held], coef), held) for coef in coefs] for (_, held), coefs in zip(folds, paths, strict=True)
+        ]
+        self.scores_ = np.concatenate([scores, np.array(of_path)], 1)
+        self.coefs_paths_ = np.array([[*a, *b] for a, b in zip(likelihood, paths, strict=True)])
+        ratio = float(np.mean([len(held) / len(train) for train, held in folds]))
+        self.selection_ = choose(self.points_, self.scores_, ratio, self.caution)
+        self._finish(data, metric, self.selection_, judge, held_scores)
+        return self
+
+    def _finish(
+        self, data: Training, metric: TrainedMetric, selection: Selection, judge: Judge, held_scores: list[list[Floats]]
+    ) -> None:
+        """Fit the point that was taken to all rows."""
+        point, at = selection.point, int(np.searchsorted(self.Cs_, selection.point.C))
+        found = likelihood_path(data, self.Cs_[: at + 1], self.tol, self.max_iter)
+        coef, iterations = found.coefs[-1], sum(found.iterations)
+        if selection.took_metric:
+            stages = STAGES[: STAGES.index((point.sharpness, point.q)) + 1]
+            steps = metric_path(data, metric, coef, point.C, self.noise, stages)
+            coef, iterations = _tempered(data, steps[-1].coef), iterations + sum(step.iterations for step in steps)
+        elif metric.shifts:
+            coef = coef.copy()
+            coef[:, -1] += judge.offsets([of_fold[at] for of_fold in held_scores])
+        self._set(coef)
+        self.C_, self.sharpness_, self.q_ = point.C, point.sharpness, point.q
+        self.best_index_, self.best_score_ = selection.index, float(self.scores_[:, selection.index].mean())
+        self.training_metric_ = metric.counted(data.scores(coef), data.rows)
+        self.n_iter_ = np.array([iterations])
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """What ``fit`` passes on: to the splitter, its groups."""
+        router = MetadataRouter(owner=self).add_self_request(self)
+        return router.add(splitter=self.cv, method_mapping=MethodMapping().add(caller="fit", callee="split"))
+
+
+class Judge:
+    """The counted metric on held-out rows, after the decision rule for a metric that has one.
+
+    Args:
+        metric: what is counted.
+        rows: all rows, weighted for judging.
+        held: the rows that each fold holds out.
+    """
+
+    def __init__(self, metric: TrainedMetric, rows: Rows, held: list[Codes]) -> None:
+        self.metric, self.rows, self.held = metric, rows, held
+
+    def one(self, scores: Floats, held: Codes) -> float:
+        """The metric of scores of the rows ``held``, as they are; 0 if these weigh nothing."""
+        rows = self._at(held)
+        return self.metric.counted(scores, rows) if rows.weight.any() else 0.0
+
+    def scores(self, of_folds: list[Floats]) -> list[float]:
+        """The metric of each fold; with a decision rule, one that is tuned on the rows of the other folds alone."""
+        if not self.metric.shifts:
+            return [self.one(scores, held) for scores, held in zip(of_folds, self.held, strict=True)]
+        found = []
+        for j, (scores, held) in enumerate(zip(of_folds, self.held, strict=True)):
+            others = [i for i in range(len(self.held)) if i != j]
+            found.append(self.one(scores + self.offsets(of_folds, others, held), held))
+        return found
+
+    def offsets(self, of_folds: list[Floats], among: list[int] | None = None, without: Codes | None = None) -> Floats:
+        """The decision rule, (K,), on the held-out scores of the folds ``among`` all, ``without`` some rows."""
+        chosen = list(range(len(self.held))) if among is None else among
+        if not chosen:
+            return np.zeros(of_folds[0].shape[1])
+        held = np.concatenate([self.held[i] for i in chosen])
+        scores = np.concatenate([of_folds[i] for i in chosen])
+        if without is not None:
+            kept = ~np.isin(held, without)
+            held, scores = held[kept], scores[kept]
+        return best_offsets(self.metric, scores, self._at(held))
+
+    def _at(self, held: Codes) -> Rows:
+        return Rows(self.rows.y[held], self.rows.weight[held], self.rows.classes)
+
+
+def _of_fold(data: Training, fold: Fold) -> Training:
+    train, rows = fold[0], data.rows
+    return Training(data.X[train], Rows(rows.y[train], rows.weight[train], rows.classes), data.fit_intercept)
+
+
+def _likelihood(data: Training, fold: Fold, Cs: Floats, tol: float, max_iter: int) -> list[Floats]:
+    return likelihood_path(_of_fold(data, fold), Cs, tol, max_iter).coefs
+
+
+def _metric(data: Training, fold: Fold, metric: TrainedMetric, starts: list[Floats], Cs: Floats, noise: str) -> list[Floats]:
+    part = _of_fold(data, fold)
+    return [step.coef for start, C in zip(starts, Cs, strict=True) for step in metric_path(part, metric, start, C, noise)]
+
+
+def _whole(scores: Floats) -> Floats:
+    """Scores of both classes, (n, 2), from the lead of the second."""
+    return np.concatenate([np.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
+
+
+def _tempered(data: Training, coef: Floats) -> Floats:
+    """The multiple of the coefficients whose likelihood on the training rows is highest: ``predict`` stays what it is."""
+    scores, rows = _whole(data.scores(coef)), data.rows
+    at = np.arange(len(scores)), rows.y
+
+    def loss(log_scale: float) -> float:
+        return float(-rows.weight @ log_softmax(np.exp(log_scale) * scores, axis=1)[at])
+
+    found = minimize_scalar(loss, bounds=(-COLDEST, COLDEST), method="bounded")
+    return np.asarray(np.exp(found.x) * coef)

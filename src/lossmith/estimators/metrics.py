@@ -1,0 +1,414 @@
+r"""The metrics that estimators train and judge by: counted on predictions, and smooth with a gradient.
+
+A smooth metric is that of the classifier with noise on its scores. From p_ik, the probability that it predicts k for sample i,
+the weights w_i and the classes y_i come, as for the losses of ``lossmith.losses``,
+
+    mean metrics:   m = Σ_i w_i v_i p_{i,y_i} / Σ_i w_i v_i,      loss Σ_i w_i v_i · −log_q(p_{i,y_i}) / Σ_i w_i v_i
+    count metrics:  m(tp, predicted, support) from tp_k = Σ_{y_i=k} w_i p_ik and predicted_k = Σ_i w_i p_ik,  loss −log_q(m)
+    rankings:       the expected AUC or average precision, loss −log_q(m)
+
+with v_i = 1 for accuracy and 1 / (weight of class y_i) for balanced accuracy. All in float64; gradients are in the scores.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import log_softmax
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
+
+from lossmith.errors import near
+from lossmith.functional import argmax_log_prob, argmax_log_probs, expected_auc, expected_average_precision
+from lossmith.losses.confusion_matrix import ConfusionLoss, Counts
+from lossmith.losses.own_metric import Metric
+
+Floats = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int64]
+TINY = 1e-300  # what a metric of 0 counts as, in its logarithm
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a metric looks at beside the scores."""
+
+    y: Codes  # (n,) class codes 0 … C − 1
+    weight: Floats  # (n,)
+    classes: int  # C
+
+
+class TrainedMetric(ABC):
+    """A metric in [0, 1], better when higher.
+
+    Scores are (n, C) float64, or (n, 1) for two classes: the lead of class 1, as ``decision_function`` has it.
+    """
+
+    name: str
+    shifts: ClassVar[bool] = False  # whether an offset for each class may raise it, of a classifier fitted by likelihood
+    from_counts: ClassVar[bool] = True  # whether ``of_steps`` gives it, where it ``shifts``
+
+    def check(self, classes: int) -> None:  # noqa: B027
+        """Refuse a number of classes that it is not for."""
+
+    def of_steps(self, tp: Floats, predicted: Floats, support: Floats) -> Floats:
+        """The metric (steps,) of true positives and predictions, (steps, C), and the weights of the classes, (C,)."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def counted(self, scores: Floats, rows: Rows) -> float:
+        """The metric of the classifier without noise."""
+
+    @abstractmethod
+    def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
+        """−log_q of the smooth metric at scale 1, and its gradient in the scores."""
+
+
+def predicted(scores: Floats) -> Codes:
+    """The class of each row, (n,): the first of the highest, class 0 for a lead of 0."""
+    return (scores[:, 0] > 0).astype(np.int64) if scores.shape[1] == 1 else scores.argmax(1)
+
+
+def power(log_m: Floats, q: float) -> tuple[Floats, Floats]:
+    """−log_q(m) (N6) of log m ≤ 0, and minus its derivative in log m, m^(1 − q)."""
+    slope = np.exp((1 - q) * log_m)
+    return (-log_m if q == 1 else -np.expm1((1 - q) * log_m) / (1 - q)), slope
+
+
+def log_probabilities(scores: Floats, noise: str) -> tuple[Floats, Any]:
+    """log p of every class, (n, C), and the function from a gradient in log p to the gradient in the scores."""
+    whole = np.concatenate([np.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
+    if noise == "gumbel":
+        log_p = log_softmax(whole, axis=1)
+
+        def pull(grad: Floats) -> Floats:
+            back = grad - np.exp(log_p) * grad.sum(1, keepdims=True)
+            return back[:, 1:] if scores.shape[1] == 1 else back
+
+        return log_p, pull
+    leaf = torch.from_numpy(whole).requires_grad_()
+    found = argmax_log_probs(leaf, noise=noise)
+
+    def pull_torch(grad: Floats) -> Floats:
+        (back,) = torch.autograd.grad(found, leaf, torch.from_numpy(np.ascontiguousarray(grad)))
+        return back.numpy()[:, 1:] if scores.shape[1] == 1 else back.numpy()
+
+    return found.detach().numpy(), pull_torch
+
+
+class Accuracy(TrainedMetric):
+    """The weighted share of right predictions."""
+
+    name = "accuracy"
+
+    def counted(self, scores: Floats, rows: Rows) -> float:
+        """The weighted accuracy."""
+        weight = self._weight(rows)
+        return float(weight @ (predicted(scores) == rows.y) / weight.sum())
+
+    def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
+        """See ``TrainedMetric``."""
+        weight = self._weight(rows)
+        weight = weight / weight.sum()
+        if noise == "gumbel" and scores.shape[1] == 1:  # log p = −log(1 + e^−lead)
+            sign = 2.0 * rows.y - 1
+            lead = sign * scores[:, 0]
+            log_p = -np.logaddexp(0.0, -lead)
+            losses, slope = power(log_p, q)
+            return float(weight @ losses), (-weight * slope * sign * -np.expm1(log_p))[:, None]
+        if noise == "gumbel":
+            log_p = log_softmax(scores, axis=1)
+            at = np.arange(len(scores)), rows.y
+            losses, slope = power(log_p[at], q)
+            factor = weight * slope
+            grad = np.exp(log_p) * factor[:, None]
+            grad[at] -= factor
+            return float(weight @ losses), grad
+        whole = np.concatenate([np.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
+        leaf = torch.from_numpy(whole).requires_grad_()
+        log_of_own = argmax_log_prob(leaf, torch.from_numpy(rows.y), noise=noise)
+        losses, slope = power(log_of_own.detach().numpy(), q)
+        (back,) = torch.autograd.grad(log_of_own, leaf, torch.from_numpy(-weight * slope))
+        return float(weight @ losses), back.numpy()[:, 1:] if scores.shape[1] == 1 else back.numpy()
+
+    def _weight(self, rows: Rows) -> Floats:
+        return rows.weight
+
+
+class BalancedAccuracy(Accuracy):
+    """The mean over the classes of the share of right predictions."""
+
+    name = "balanced_accuracy"
+    shifts = True
+
+    def of_steps(self, tp: Floats, predicted: Floats, support: Floats) -> Floats:
+        """The mean recall of the classes that are there."""
+        there = support > 0
+        return np.asarray((tp[:, there] / support[there]).mean(1))
+
+    def _weight(self, rows: Rows) -> Floats:
+        by_class = np.bincount(rows.y, rows.weight, rows.classes)
+        return np.divide(rows.weight, by_class[rows.y], out=np.zeros_like(rows.weight), where=rows.weight > 0)
+
+
+class Counted(TrainedMetric):
+    """F-beta or Jaccard from counts.
+
+    Args:
+        kind: "f" or "jaccard".
+        average: "binary" (class 1), "macro", "micro" or "weighted".
+        beta: of F-beta.
+    """
+
+    shifts = True
+
+    def __init__(self, kind: str, average: str, beta: float = 1.0) -> None:
+        self.kind, self.average, self.beta = kind, average, beta
+        self.name = kind + ("1" if kind == "f" else "") + ("" if average == "binary" else f"_{average}")
+
+    def check(self, classes: int) -> None:
+        """Refuse more than two classes for one class's metric."""
+        if self.average == "binary" and classes > 2:
+            raise ValueError(
+                f"metric: {self.name!r} is for two classes, got {classes}; take {self.name + '_macro'!r}, "
+                f"{self.name + '_micro'!r} or {self.name + '_weighted'!r}"
+            )
+
+    def counted(self, scores: Floats, rows: Rows) -> float:
+        """From the counts of predictions."""
+        given = predicted(scores)
+        right = _sums(rows.y, rows.weight * (given == rows.y), rows.classes)
+        return self._of(right, _sums(given, rows.weight, rows.classes), _support(rows))[0]
+
+    def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
+        """See ``TrainedMetric``."""
+        log_p, pull = log_probabilities(scores, noise)
+        p = np.exp(log_p)
+        at = np.arange(len(p)), rows.y
+        tp = _sums(rows.y, rows.weight * p[at], rows.classes)
+        m, of_tp, of_predicted = self._of(tp, rows.weight @ p, _support(rows))
+        log_m = math.log(max(m, TINY))
+        loss, slope = power(np.asarray(log_m), q)
+        factor = float(slope) / max(m, TINY)
+        grad = p * rows.weight[:, None] * of_predicted
+        grad[at] += p[at] * rows.weight * of_tp[rows.y]
+        return float(loss), pull(-factor * grad)
+
+    def of_steps(self, tp: Floats, predicted: Floats, support: Floats) -> Floats:
+        """The metric of each step."""
+        if self.average == "micro":
+            return np.asarray(self._one(tp.sum(1), predicted.sum(1), support.sum())[0])
+        if self.average == "binary":
+            return np.asarray(self._one(tp[:, 1], predicted[:, 1], support[1])[0])
+        return np.asarray(self._one(tp, predicted, support)[0] @ self._share(support))
+
+    def _share(self, support: Floats) -> Floats:
+        share = (support > 0).astype(float) if self.average == "macro" else support
+        return share / share.sum()
+
+    def _of(self, tp: Floats, predicted: Floats, support: Floats) -> tuple[float, Floats, Floats]:
+        """The metric, and its derivatives in tp and predicted, (C,)."""
+        if self.average == "micro":
+            m, a, b = self._one(tp.sum(), predicted.sum(), support.sum())
+            return float(m), np.full_like(tp, a), np.full_like(tp, b)
+        if self.average == "binary":
+            m, a, b = self._one(tp[1], predicted[1], support[1])
+            return float(m), np.array([0.0, a]), np.array([0.0, b])
+        m, a, b = self._one(tp, predicted, support)
+        share = self._share(support)
+        return float(share @ m), share * a, share * b
+
+    def _one(self, tp: Any, predicted: Any, support: Any) -> tuple[Any, Any, Any]:
+        bb = self.beta**2
+        if self.kind == "f":
+            all_ = np.maximum(bb * support + predicted, TINY)
+            m = (1 + bb) * tp / all_
+            return m, (1 + bb) / all_, -m / all_
+        union = np.maximum(support + predicted - tp, TINY)
+        m = tp / union
+        return m, (1 + m) / union, -m / union
+
+
+class Own(TrainedMetric):
+    """The metric of a ``ConfusionLoss`` for several classes or "binary", such as ``lossmith.metric`` makes."""
+
+    shifts = True
+
+    def __init__(self, loss: ConfusionLoss) -> None:
+        self.of_counts, self.average, self.name = loss.of_counts, loss.average, type(loss).__name__
+        if loss.task != "multiclass" or loss.average == "none":
+            raise ValueError(f"metric: expected task='multiclass' and an average, got {loss.task!r} and {loss.average!r}")
+
+    def check(self, classes: int) -> None:
+        """Refuse more than two classes for one class's metric."""
+        if self.average == "binary" and classes > 2:
+            raise ValueError(f"metric: average='binary' is for two classes, got {classes}; take 'macro'")
+
+    def counted(self, scores: Floats, rows: Rows) -> float:
+        """From the counts of predictions."""
+        given = predicted(scores)
+        right = _sums(rows.y, rows.weight * (given == rows.y), rows.classes)
+        return float(self.of_steps(right, _sums(given, rows.weight, rows.classes), _support(rows)))
+
+    def of_steps(self, tp: Floats, predicted: Floats, support: Floats) -> Floats:
+        """The metric of each step."""
+        return self._of(*map(torch.from_numpy, (tp, predicted, support))).numpy()
+
+    def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
+        """See ``TrainedMetric``."""
+        log_p, pull = log_probabilities(scores, noise)
+        p, at = np.exp(log_p), (np.arange(len(log_p)), rows.y)
+        tp = torch.from_numpy(_sums(rows.y, rows.weight * p[at], rows.classes)).requires_grad_()
+        given = torch.from_numpy(rows.weight @ p).requires_grad_()
+        m = self._of(tp, given, torch.from_numpy(_support(rows)))
+        of_tp, of_given = (x.numpy() for x in torch.autograd.grad(m, (tp, given)))
+        value = max(m.item(), TINY)
+        loss, slope = power(np.asarray(math.log(value)), q)
+        grad = p * rows.weight[:, None] * of_given
+        grad[at] += p[at] * rows.weight * of_tp[rows.y]
+        return float(loss), pull(-float(slope) / value * grad)
+
+    def _of(self, tp: Tensor, given: Tensor, support: Tensor) -> Tensor:
+        """The metric (…) of counts (…, C)."""
+        support = support.expand_as(tp)
+        counts = Counts(tp, given - tp, support - tp, support.sum(-1, keepdim=True) - support - given + tp)
+        if self.average == "micro":
+            return self.of_counts(Counts(*(x.sum(-1) for x in counts)))
+        if self.average == "binary":
+            return self.of_counts(Counts(*(x[..., 1] for x in counts)))
+        there = support > 0
+        m = torch.where(there, self.of_counts(Counts(*(torch.where(there, x, 1.0) for x in counts))), 0.0)
+        share = there.double() if self.average == "macro" else support
+        return (share * m).sum(-1) / share.sum(-1)
+
+
+class Cost(TrainedMetric):
+    """Minus the mean cost of decisions, cost[y, k] for deciding k where y is true, trained as ``CostLoss``."""
+
+    name, shifts, from_counts = "cost", True, False
+
+    def __init__(self, cost: npt.ArrayLike) -> None:
+        self.cost = np.asarray(cost, dtype=np.float64)
+        if self.cost.ndim != 2 or len(self.cost) != self.cost.shape[1] or not np.isfinite(self.cost).all():
+            raise ValueError(f"metric: expected a finite cost matrix (C, C), got shape {self.cost.shape}")
+
+    def check(self, classes: int) -> None:
+        """Refuse a matrix of another size."""
+        if len(self.cost) != classes:
+            raise ValueError(f"metric: expected a cost matrix ({classes}, {classes}), got {self.cost.shape}")
+
+    def counted(self, scores: Floats, rows: Rows) -> float:
+        """Minus the mean cost of the predictions."""
+        return float(-(rows.weight @ self.cost[rows.y, predicted(scores)]) / rows.weight.sum())
+
+    def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
+        """Σ_i w_i [l_i + r_i · −log_q(m_i)] / Σ_i w_i, see ``CostLoss``."""
+        costs = self.cost[rows.y]
+        least = costs.min(1)
+        at_stake = costs.max(1) - least
+        saved = 1 - (costs - least[:, None]) / np.where(at_stake > 0, at_stake, 1.0)[:, None]
+        log_p, pull = log_probabilities(scores, noise)
+        terms = np.exp(log_p) * saved
+        m = np.clip(terms.sum(1), TINY, 1.0)
+        losses, slope = power(np.log(m), q)
+        share = rows.weight / rows.weight.sum()
+        return float(share @ (least + at_stake * losses)), pull(-terms * (share * at_stake * slope / m)[:, None])
+
+
+class Ranking(TrainedMetric):
+    """Area under the ROC curve or average precision; one against the rest, averaged, for more than two classes."""
+
+    def __init__(self, kind: str, average: str = "") -> None:
+        self.kind, self.average = kind, average
+        self.name = kind + (f"_{average}" if average else "")
+
+    def check(self, classes: int) -> None:
+        """Refuse more than two classes without an average."""
+        if not self.average and classes > 2:
+            raise ValueError(f"metric: {self.name!r} is for two classes, got {classes}; take {self.name + '_ovr'!r}")
+
+    def counted(self, scores: Floats, rows: Rows) -> float:
+        """By scikit-learn; 0.5 where a class is absent."""
+        one = roc_auc_score if self.kind == "roc_auc" else average_precision_score
+        found = []
+        for _, column, positive in self._columns(scores, rows):
+            if 0 < rows.weight @ positive < rows.weight.sum():
+                found.append(one(positive, column, sample_weight=rows.weight))
+        return float(np.mean(found)) if found else 0.5
+
+    def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
+        """See ``TrainedMetric``."""
+        leaf, weight = torch.from_numpy(np.ascontiguousarray(scores)).requires_grad_(), torch.from_numpy(rows.weight)
+        found = []
+        for k, _, positive in self._columns(scores, rows):
+            if 0 < rows.weight @ positive < rows.weight.sum():
+                found.append(self._smooth(leaf[:, k], torch.from_numpy(positive), weight, noise))
+        if not found:
+            return 0.0, np.zeros_like(scores)
+        m = torch.stack(found).mean()
+        (grad,) = torch.autograd.grad(m, leaf)
+        value = max(m.item(), TINY)
+        loss, slope = power(np.asarray(math.log(value)), q)
+        return float(loss), grad.numpy() * (-float(slope) / value)
+
+    def _smooth(self, scores: Tensor, positive: Tensor, weight: Tensor, noise: str) -> Tensor:
+        """The metric of one column; average precision weighs all rows of weight above 0 equally."""
+        if self.kind == "roc_auc":
+            return expected_auc(scores, positive, noise=noise, weight=weight)
+        there = weight > 0
+        return expected_average_precision(scores[there], positive[there], noise=noise)
+
+    def _columns(self, scores: Floats, rows: Rows) -> list[tuple[int, Floats, npt.NDArray[np.bool_]]]:
+        if scores.shape[1] == 1:
+            return [(0, scores[:, 0], rows.y == 1)]
+        return [(k, scores[:, k], rows.y == k) for k in range(scores.shape[1])]
+
+
+def _sums(codes: Codes, weight: Floats, classes: int) -> Floats:
+    """The weight of each class, (C,)."""
+    return np.asarray(np.bincount(codes, weight, classes), dtype=np.float64)
+
+
+def _support(rows: Rows) -> Floats:
+    return _sums(rows.y, rows.weight, rows.classes)
+
+
+AVERAGES = ("macro", "micro", "weighted")
+METRICS: dict[str, TrainedMetric] = {
+    metric.name: metric
+    for metric in (
+        Accuracy(),
+        BalancedAccuracy(),
+        *(Counted(kind, average) for kind in ("f", "jaccard") for average in ("binary", *AVERAGES)),
+        *(Ranking(kind, average) for kind in ("roc_auc", "average_precision") for average in ("", "ovr")),
+    )
+}
+
+
+def metric_of(given: Any, classes: int) -> TrainedMetric:
+    """The metric that a name, a loss of counts, what ``lossmith.metric`` made, or a cost matrix stands for.
+
+    Raises:
+        ValueError: an unknown name; a metric that is not for so many classes.
+        TypeError: none of these.
+    """
+    if isinstance(given, str):
+        name = given.replace("-", "_")
+        if name not in METRICS:
+            raise ValueError(f"metric: unknown name {given!r}; {near(name, METRICS)}")
+        found = METRICS[name]
+    elif isinstance(given, ConfusionLoss):
+        found = Own(given)
+    elif isinstance(given, Metric):
+        found = Own(given.loss)
+    elif isinstance(given, np.ndarray | list | tuple):
+        found = Cost(given)
+    else:
+        raise TypeError(f"metric: expected a name, a cost matrix or what lossmith.metric makes, got {type(given).__name__}")
+    found.check(classes)
+    return found

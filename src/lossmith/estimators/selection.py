@@ -1,0 +1,99 @@
+r"""Which point of a path is taken: inner folds, and the rule that stays with likelihood unless a gain exceeds its error.
+
+With d_j = metric of a point − metric of the best likelihood point on held-out fold j of J, and s² their variance, the corrected
+standard error of the mean is √((1/J + ρ) s²), ρ = rows held out / rows trained on: the folds' trainings overlap. Source:
+Nadeau & Bengio, "Inference for the generalization error", Machine Learning 52, 2003.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import RepeatedStratifiedKFold, check_cv
+
+from lossmith.estimators.metrics import Codes, Floats
+from lossmith.estimators.path import Point
+
+REPEATS = 2
+CLOSE = 1e-12  # metrics that differ by less are ties
+
+Fold = tuple[Codes, Codes]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was taken, and why.
+
+    Attributes:
+        point: the point that was taken.
+        index: its place among all points.
+        gain: mean over the inner folds of the metric of the best metric point minus that of the best likelihood point; 0 if
+            there is no metric point.
+        error: the corrected standard error of the gain.
+        reason: in words.
+    """
+
+    point: Point
+    index: int
+    gain: float
+    error: float
+    reason: str
+
+    @property
+    def took_metric(self) -> bool:
+        """Whether a point trained for the metric was taken."""
+        return not self.point.is_likelihood
+
+
+def folds_of(cv: Any, X: Any, y: Codes, random_state: Any, params: dict[str, Any]) -> list[Fold]:
+    """Rows to train on and rows to hold out. An integer: so many stratified folds, REPEATS times; params: for the splitter."""
+    if isinstance(cv, int):
+        most = int(np.bincount(y).max())
+        parts = max(2, min(cv, most))
+        if len(y) < 2 or most < 2:
+            raise ValueError(f"cv: expected two rows of one class or more, got {len(y)} rows; pass more rows")
+        splitter: Any = RepeatedStratifiedKFold(n_splits=parts, n_repeats=REPEATS, random_state=random_state)
+    else:
+        splitter = check_cv(cv, y, classifier=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class in y")
+        return [(train, held) for train, held in splitter.split(X, y, **params)]
+
+
+def corrected_error(differences: Floats, ratio: float) -> float:
+    """The standard error of the mean of paired differences (J,); ``ratio``: rows held out / rows trained on."""
+    if len(differences) < 2:
+        return float("inf")
+    return float(np.sqrt((1 / len(differences) + ratio) * differences.var(ddof=1)))
+
+
+def choose(points: Sequence[Point], scores: Floats, ratio: float, caution: float) -> Selection:
+    """The point to take.
+
+    Args:
+        points: those of the path. Of equals the first is taken, so stronger penalties come first.
+        scores: (J, points), the counted metric on held-out rows.
+        ratio: rows held out / rows trained on.
+        caution: standard errors that a gain has to exceed.
+    """
+    mean = scores.mean(0)
+    kinds = np.array([point.is_likelihood for point in points])
+    base = _first_of_best(mean, np.flatnonzero(kinds))
+    others = np.flatnonzero(~kinds)
+    if len(others) == 0:
+        return Selection(points[base], base, 0.0, 0.0, "there is no point trained for the metric")
+    best = _first_of_best(mean, others)
+    differences = scores[:, best] - scores[:, base]
+    gain, error = float(differences.mean()), corrected_error(differences, ratio)
+    told = f"on {len(scores)} inner folds the metric point gains {gain:+.4f} with a standard error of {error:.4f}"
+    if gain > CLOSE and gain > caution * error:
+        return Selection(points[best], best, gain, error, f"{told}: more than {caution:g} of them")
+    return Selection(points[base], base, gain, error, f"{told}: no more than {caution:g} of them, so likelihood stays")
+
+
+def _first_of_best(mean: Floats, among: Codes) -> int:
+    return int(among[np.flatnonzero(mean[among] >= mean[among].max() - CLOSE)[0]])
