@@ -140,7 +140,7 @@ class MetricClassifier(LinearMetricClassifier):
         noise: str = "gumbel",
         fit_intercept: bool = True,
         class_weight: Any = None,
-        tol: float = 1e-8,
+        tol: float = 1e-4,
         max_iter: int = 1000,
     ) -> None:
         self.metric = metric
@@ -228,7 +228,7 @@ class MetricClassifierCV(LinearMetricClassifier):
         noise: str = "gumbel",
         fit_intercept: bool = True,
         class_weight: Any = None,
-        tol: float = 1e-8,
+        tol: float = 1e-4,
         max_iter: int = 1000,
         n_jobs: int | None = None,
         random_state: Any = 0,
@@ -270,7 +270,7 @@ class MetricClassifierCV(LinearMetricClassifier):
             for fold, coefs in zip(folds, likelihood, strict=True)
         )
         self.points_ = [Point(float(C), 1.0, 0.0) for C in self.Cs_]
-        self.points_ += [Point(float(self.Cs_[i]), q, sharpness) for i in chosen for sharpness, q in STAGES]
+        self.points_ += [Point(float(self.Cs_[i]), q, sharpness) for i in chosen for sharpness, q in STAGES if q > 0]
         of_path = [
             [judge.one(scores_of(X[held], coef), held) for coef in coefs] for (_, held), coefs in zip(folds, paths, strict=True)
         ]
@@ -361,7 +361,8 @@ def _likelihood(data: Training, fold: Fold, Cs: Floats, tol: float, max_iter: in
 
 def _metric(data: Training, fold: Fold, metric: TrainedMetric, starts: list[Floats], Cs: Floats, noise: str) -> list[Floats]:
     part = _of_fold(data, fold)
-    return [step.coef for start, C in zip(starts, Cs, strict=True) for step in metric_path(part, metric, start, C, noise)]
+    steps = [step for start, C in zip(starts, Cs, strict=True) for step in metric_path(part, metric, start, C, noise)]
+    return [step.coef for step in steps if step.point.q > 0]
 
 
 def _whole(scores: Floats) -> Floats:

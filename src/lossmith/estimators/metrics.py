@@ -51,6 +51,7 @@ class TrainedMetric(ABC):
 
     name: str
     shifts: ClassVar[bool] = False  # whether an offset for each class may raise it, of a classifier fitted by likelihood
+    perfect: ClassVar[float] = 1.0  # the highest value
     from_counts: ClassVar[bool] = True  # whether ``of_steps`` gives it, where it ``shifts``
 
     def check(self, classes: int) -> None:  # noqa: B027
@@ -291,6 +292,7 @@ class Cost(TrainedMetric):
     """Minus the mean cost of decisions, cost[y, k] for deciding k where y is true, trained as ``CostLoss``."""
 
     name, shifts, from_counts = "cost", True, False
+    perfect = math.inf
 
     def __init__(self, cost: npt.ArrayLike) -> None:
         self.cost = np.asarray(cost, dtype=np.float64)

@@ -9,7 +9,9 @@ r"""The path of a linear classifier from likelihood to a metric.
     min over W, b:   loss_q(W x + b) + λ ‖W‖² / (2 s²),      λ = LOOSER / (C Σ_i w_i)
 
 by L-BFGS, loss_q that of ``metrics``. Each stage (s, q) of STAGES starts from where the one before ended. A stage whose counted
-metric on the training rows is below that of its start is dropped, and the next stage starts from that start.
+metric on the training rows is below that of its start is dropped, and the next stage starts from that start. Where the metric
+on the training rows is perfect, there is nothing to train. Stages of q = 0, the metric itself, lead out of where q = ½ ends;
+what may be taken are the ends of q = ½, which keep more of the likelihood's caution.
 
 Coefficients are (K, d + 1), the intercept last; K is 1 for two classes, else C.
 """
@@ -21,16 +23,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.linalg import LinAlgWarning
 from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from lossmith.estimators.metrics import Floats, Rows, TrainedMetric
 
-STAGES = ((1.0, 0.5), (3.0, 0.5), (9.0, 0.5))  # (sharpness, q); further stages of q = 0 raised the training metric alone
+STAGES = ((1.0, 0.5), (1.0, 0.0), (3.0, 0.5), (3.0, 0.0), (9.0, 0.5))  # (sharpness, q)
 LOOSER = 0.3
 STEPS = 100  # of L-BFGS, a stage
-NEWTON_MOST = 400  # coefficients up to which Newton's method solves for the likelihood: its steps are few, and each is a matrix
+NEWTON_MOST = 150  # coefficients up to which Newton's method solves for the likelihood: its steps are few, and each is a matrix
+NEWTON_TOL = 1e-8  # whose last steps cost little
 MISSING = -30.0  # the intercept of a class that a fold lacks
 
 
@@ -98,7 +102,8 @@ def likelihood_path(data: Training, Cs: Floats, tol: float, max_iter: int) -> Li
         if outputs > 1:
             only[present[0], -1] = 0.0
         return Likelihood([only] * len(Cs), [1] * len(Cs))
-    solver = "newton-cholesky" if outputs * (d + 1) <= NEWTON_MOST else "lbfgs"
+    newton = outputs * (d + 1) <= NEWTON_MOST
+    solver, tol = ("newton-cholesky", min(tol, NEWTON_TOL)) if newton else ("lbfgs", tol)
     intercept = data.fit_intercept
     model = LogisticRegression(solver=solver, tol=tol, max_iter=max_iter, warm_start=True, fit_intercept=intercept)
     found, iterations = [], []
@@ -106,6 +111,7 @@ def likelihood_path(data: Training, Cs: Floats, tol: float, max_iter: int) -> Li
         model.set_params(C=C)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.simplefilter("ignore", LinAlgWarning)  # of collinear features: L-BFGS then takes over
             model.fit(X, y, sample_weight=weight)
         coef = np.zeros((outputs, d + 1))
         if outputs > 1 and len(present) < outputs:
@@ -126,6 +132,9 @@ def metric_path(
     best, best_metric, before = start, metric.counted(data.scores(start), data.rows), 1.0
     found = []
     for sharpness, q in stages:
+        if best_metric >= metric.perfect:
+            found.append(Step(Point(float(C), q, sharpness), best / before, best_metric, 0))
+            continue
         decay = LOOSER / (C * data.rows.weight.sum()) / sharpness**2
         coef, iterations = minimise(data, metric, best * (sharpness / before), decay, noise, q)
         reached = metric.counted(data.scores(coef), data.rows)

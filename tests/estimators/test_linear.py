@@ -1,0 +1,213 @@
+"""MetricClassifier and MetricClassifierCV: scikit-learn's checks, likelihood first, the metric where it is surely better."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_breast_cancer, load_iris, make_classification
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.metrics import f1_score
+from sklearn.model_selection import GridSearchCV, GroupKFold, RepeatedStratifiedKFold, TunedThresholdClassifierCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import lossmith
+from lossmith.estimators import MetricClassifier, MetricClassifierCV
+from lossmith.estimators.metrics import METRICS
+
+
+@parametrize_with_checks([MetricClassifier(), MetricClassifierCV(Cs=3, cv=2)])
+def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def monk_3() -> tuple[np.ndarray, np.ndarray]:
+    """All rows of the third MONK's problem, without its noise: (a5 = 3 and a4 = 1) or (a5 ≠ 4 and a2 ≠ 3)."""
+    X = np.stack(np.meshgrid(*(np.arange(1, n + 1) for n in (3, 3, 2, 3, 4, 2)), indexing="ij"), -1).reshape(-1, 6)
+    return StandardScaler().fit_transform(X), (((X[:, 4] == 3) & (X[:, 3] == 1)) | ((X[:, 4] != 4) & (X[:, 1] != 3))).astype(
+        int
+    )
+
+
+BREAST = load_breast_cancer(return_X_y=True)
+IRIS = load_iris(return_X_y=True)
+
+
+@pytest.mark.parametrize(("X", "y"), [BREAST, IRIS], ids=["breast-cancer", "iris"])
+def test_without_a_metric_point_it_is_logistic_regression(X: np.ndarray, y: np.ndarray) -> None:
+    X = StandardScaler().fit_transform(X)
+    found = MetricClassifierCV(Cs=5, caution=1e9, tol=1e-12, max_iter=10_000).fit(X, y)
+    cv = RepeatedStratifiedKFold(n_splits=5, n_repeats=2, random_state=0)
+    expected = LogisticRegressionCV(
+        Cs=5,
+        cv=cv,
+        solver="newton-cholesky",
+        tol=1e-12,
+        max_iter=10_000,
+        scoring="accuracy",
+        use_legacy_attributes=False,
+        l1_ratios=(0.0,),
+    ).fit(X, y)
+    assert pytest.approx(expected.C_) == found.C_
+    np.testing.assert_allclose(found.coef_, expected.coef_, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.intercept_, expected.intercept_, rtol=1e-6, atol=1e-6)
+    assert (found.sharpness_, found.q_, found.selection_.took_metric) == (0.0, 1.0, False)
+
+
+def test_a_line_that_likelihood_does_not_find() -> None:
+    X, y = monk_3()
+    found = MetricClassifierCV(Cs=5).fit(X, y)
+    plain = LogisticRegressionCV(Cs=5, scoring="accuracy", use_legacy_attributes=False, l1_ratios=(0.0,)).fit(X, y)
+    assert found.selection_.took_metric
+    assert found.score(X, y) > plain.score(X, y) + 0.05
+    assert found.selection_.gain > 0.75 * found.selection_.error
+    assert "the metric point gains +" in found.selection_.reason
+
+
+def test_where_nothing_is_to_be_gained_likelihood_stays() -> None:
+    found = MetricClassifierCV().fit(StandardScaler().fit_transform(BREAST[0]), BREAST[1])
+    assert not found.selection_.took_metric
+    assert "so likelihood stays" in found.selection_.reason
+
+
+@pytest.mark.parametrize("metric", [name for name in METRICS if not name.endswith("_ovr")])
+def test_the_training_metric_is_never_below_likelihoods(metric: str) -> None:
+    for seed in range(3):
+        X, y = make_classification(120, 5, n_redundant=0, flip_y=0.2, weights=[0.7], random_state=seed)
+        start = LogisticRegression(tol=1e-8).fit(X, y)
+        found = MetricClassifier(metric, sharpness=9.0, q=0.0).fit(X, y)
+        plain = MetricClassifier(metric)
+        plain.classes_, plain.coef_, plain.intercept_, plain.n_features_in_ = y_classes(y), start.coef_, start.intercept_, 5
+        assert found.training_metric_ == pytest.approx(found.score(X, y), abs=1e-12)
+        assert found.score(X, y) >= plain.score(X, y)
+
+
+def y_classes(y: np.ndarray) -> np.ndarray:
+    return np.unique(y)
+
+
+def test_the_decision_rule_stands_in_the_intercept() -> None:
+    X, y = make_classification(600, 6, weights=[0.9], flip_y=0.1, class_sep=0.5, random_state=1)
+    found = MetricClassifierCV("f1", Cs=3, caution=1e9).fit(X, y)
+    plain = LogisticRegression(C=found.C_, tol=1e-8).fit(X, y)
+    np.testing.assert_allclose(found.coef_, plain.coef_, rtol=1e-4)
+    assert found.intercept_[0] > plain.intercept_[0] + 0.1
+    assert found.score(X, y) == pytest.approx(f1_score(y, found.predict(X)))
+    assert (found.predict(X) == found.classes_[found.predict_proba(X).argmax(1)]).all()
+    assert (found.predict(X) == (found.decision_function(X) > 0)).all()
+
+
+def test_classes_a_fold_lacks() -> None:
+    X, y = make_classification(90, 5, n_informative=4, n_redundant=0, n_classes=3, random_state=0)
+    y[y == 2] = 1
+    y[:2] = 2
+    for metric in ("accuracy", "f1_macro", "balanced_accuracy"):
+        assert MetricClassifierCV(metric, Cs=2, cv=4).fit(X, y).scores_.shape == (8, 2 + 2 * 3)
+
+
+def test_attributes() -> None:
+    X, y = IRIS
+    found = MetricClassifierCV(Cs=[10.0, 0.1, 1.0], cv=3).fit(X, y)
+    assert found.Cs_.tolist() == [0.1, 1.0, 10.0]
+    assert found.scores_.shape == (6, len(found.points_))
+    assert found.coefs_paths_.shape == (6, len(found.points_), 3, 5)
+    assert found.best_score_ == found.scores_.mean(0)[found.best_index_]
+    assert found.points_[found.best_index_] == found.selection_.point
+    assert found.coef_.shape == (3, 4)
+
+
+def test_equal_data_give_equal_classifiers() -> None:
+    X, y = monk_3()
+    one, two = (MetricClassifierCV(Cs=3, cv=3).fit(X, y) for _ in range(2))
+    assert np.array_equal(one.coef_, two.coef_)
+    assert np.array_equal(clone(one).fit(X, y).coef_, one.coef_)
+    again = pickle.loads(pickle.dumps(one))
+    assert np.array_equal(again.predict_proba(X), one.predict_proba(X))
+
+
+def test_sparse_features_frames_and_names() -> None:
+    X, y = monk_3()
+    dense = MetricClassifier().fit(X, y)
+    np.testing.assert_allclose(MetricClassifier().fit(sparse.csr_matrix(X), y).coef_, dense.coef_, rtol=1e-6, atol=1e-9)
+    frame = pd.DataFrame(X, columns=list("abcdef"))
+    named = MetricClassifier().fit(frame, pd.Series(np.where(y, "yes", "no")))
+    assert named.feature_names_in_.tolist() == list("abcdef")
+    assert set(named.predict(frame)) == {"yes", "no"}
+    assert MetricClassifier().fit(X.astype(np.float32), y).score(X.astype(np.float32), y) > 0.7
+
+
+def test_class_weight_and_sample_weight_say_the_same() -> None:
+    X, y = monk_3()
+    one = MetricClassifier(class_weight={0: 1.0, 1: 3.0}).fit(X, y)
+    two = MetricClassifier().fit(X, y, sample_weight=np.where(y == 1, 3.0, 1.0))
+    np.testing.assert_allclose(one.coef_, two.coef_)
+
+
+@pytest.mark.parametrize("noise", ["normal", "logistic"])
+def test_other_noise(noise: str) -> None:
+    X, y = monk_3()
+    assert MetricClassifier(noise=noise).fit(X, y).score(X, y) > 0.7
+    assert MetricClassifier(noise=noise).fit(*IRIS).score(*IRIS) > 0.95
+
+
+def test_costs_and_own_metrics() -> None:
+    X, y = make_classification(300, 5, flip_y=0.2, random_state=0)
+    dear = MetricClassifierCV(np.array([[0.0, 1.0], [10.0, 0.0]]), Cs=2, cv=2).fit(X, y)
+    assert dear.predict(X).mean() > y.mean() + 0.1
+    own = lossmith.metric(lambda tp, fp, fn, tn: tp / (tp + fn + fp), average="binary")
+    assert MetricClassifierCV(own, Cs=2, cv=2).fit(X, y).score(X, y) > 0.5
+
+
+def test_inside_other_estimators() -> None:
+    X, y = make_classification(200, 5, flip_y=0.1, random_state=0)
+    inner = MetricClassifierCV(Cs=2, cv=2)
+    assert make_pipeline(StandardScaler(), inner).fit(X, y).score(X, y) > 0.7
+    assert CalibratedClassifierCV(inner, cv=2).fit(X, y).predict_proba(X).shape == (200, 2)
+    assert TunedThresholdClassifierCV(MetricClassifier(), scoring="f1").fit(X, y).score(X, y) > 0.7
+    search = GridSearchCV(MetricClassifier(), {"C": [0.1, 1.0], "metric": ["accuracy", "f1"]}, cv=2).fit(X, y)
+    assert search.best_params_["metric"] in ("accuracy", "f1")
+
+
+def test_groups_are_routed_to_the_splitter() -> None:
+    X, y = make_classification(60, 4, random_state=0)
+    groups = np.arange(60) % 6
+    with sklearn.config_context(enable_metadata_routing=True):
+        found = MetricClassifierCV(Cs=2, cv=GroupKFold(3)).fit(X, y, groups=groups)
+    assert len(found.scores_) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "y", "message"),
+    [
+        ({"C": 0.0}, None, "The 'C' parameter"),
+        ({"sharpness": 0.5}, None, "The 'sharpness' parameter"),
+        ({"noise": "laplace"}, None, "The 'noise' parameter"),
+        ({"metric": "f1"}, IRIS[1], "metric: 'f1' is for two classes, got 3"),
+        ({}, np.zeros(150), "y: expected samples of at least 2 classes, got only one class"),
+    ],
+)
+def test_refuses_in_words(options: dict[str, Any], y: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        MetricClassifier(**options).fit(IRIS[0], IRIS[1] if y is None else y)
+
+
+def test_odd_tables() -> None:
+    made = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    signal = y + made.normal(size=60)
+    for name, X in {
+        "constant": np.stack([signal, np.ones(60)], 1),
+        "collinear": np.stack([signal, 2 * signal], 1),
+        "ids": np.stack([signal, np.arange(60.0)], 1),
+        "scales": np.stack([1e6 * signal, 1e-6 * made.normal(size=60)], 1),
+    }.items():
+        found = MetricClassifierCV(Cs=3, cv=3).fit(X, y)
+        assert np.isfinite(found.coef_).all(), name
+        assert found.score(X, y) >= 0.45, name
