@@ -4,8 +4,9 @@
 folds; ``MetricClassifier`` is one point of its path. They need ``pip install 'lossmith[compare]'``.
 """
 
+from lossmith.estimators.display import MetricPathDisplay
 from lossmith.estimators.linear import MetricClassifier, MetricClassifierCV
 from lossmith.estimators.path import Point
 from lossmith.estimators.selection import Selection
 
-__all__ = ["MetricClassifier", "MetricClassifierCV", "Point", "Selection"]
+__all__ = ["MetricClassifier", "MetricClassifierCV", "MetricPathDisplay", "Point", "Selection"]

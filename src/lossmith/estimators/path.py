@@ -32,7 +32,7 @@ from lossmith.estimators.metrics import Floats, Rows, TrainedMetric
 
 STAGES = ((1.0, 0.5), (1.0, 0.0), (3.0, 0.5), (3.0, 0.0), (9.0, 0.5))  # (sharpness, q)
 LOOSER = 0.3
-STEPS = 100  # of L-BFGS, a stage
+STEPS = 300  # of L-BFGS, a stage, at most
 NEWTON_MOST = 150  # coefficients up to which Newton's method solves for the likelihood: its steps are few, and each is a matrix
 NEWTON_TOL = 1e-8  # whose last steps cost little
 MISSING = -30.0  # the intercept of a class that a fold lacks
