@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import lossmith
-from lossmith.estimators import MetricClassifier, MetricClassifierCV
+from lossmith.estimators import MetricClassifier, MetricClassifierCV, MetricPathDisplay
 from lossmith.estimators.metrics import METRICS
 
 
@@ -43,7 +43,7 @@ IRIS = load_iris(return_X_y=True)
 @pytest.mark.parametrize(("X", "y"), [BREAST, IRIS], ids=["breast-cancer", "iris"])
 def test_without_a_metric_point_it_is_logistic_regression(X: np.ndarray, y: np.ndarray) -> None:
     X = StandardScaler().fit_transform(X)
-    found = MetricClassifierCV(Cs=5, caution=1e9, tol=1e-12, max_iter=10_000).fit(X, y)
+    found = MetricClassifierCV(Cs=5, caution=np.inf, tol=1e-12, max_iter=10_000).fit(X, y)
     cv = RepeatedStratifiedKFold(n_splits=5, n_repeats=2, random_state=0)
     expected = LogisticRegressionCV(
         Cs=5,
@@ -95,7 +95,7 @@ def y_classes(y: np.ndarray) -> np.ndarray:
 
 def test_the_decision_rule_stands_in_the_intercept() -> None:
     X, y = make_classification(600, 6, weights=[0.9], flip_y=0.1, class_sep=0.5, random_state=1)
-    found = MetricClassifierCV("f1", Cs=3, caution=1e9).fit(X, y)
+    found = MetricClassifierCV("f1", Cs=3, caution=np.inf).fit(X, y)
     plain = LogisticRegression(C=found.C_, tol=1e-8).fit(X, y)
     np.testing.assert_allclose(found.coef_, plain.coef_, rtol=1e-4)
     assert found.intercept_[0] > plain.intercept_[0] + 0.1
@@ -211,3 +211,14 @@ def test_odd_tables() -> None:
         found = MetricClassifierCV(Cs=3, cv=3).fit(X, y)
         assert np.isfinite(found.coef_).all(), name
         assert found.score(X, y) >= 0.45, name
+
+
+def test_the_display() -> None:
+    found = MetricClassifierCV(Cs=3, cv=2).fit(*monk_3())
+    shown = MetricPathDisplay.from_estimator(found)
+    assert shown.ax_.get_ylabel() == "accuracy, held out"
+    assert len(shown.lines_) == 1 + len({point.C for point in found.points_ if not point.is_likelihood})
+    assert shown.plot(shown.ax_).figure_ is shown.figure_
+    assert shown.errorbar_[0].get_ydata()[0] == found.best_score_
+    without = MetricPathDisplay.from_estimator(MetricClassifierCV(Cs=3, cv=2, caution=np.inf).fit(*IRIS))
+    assert len(without.lines_) == 1

@@ -1,8 +1,8 @@
 """What ``MetricClassifierCV`` costs and gains beside logistic regression: times on embedded data, the metric on tables.
 
 A table is a file without a header, the class in its last column (the raw files of the KEEL collection). Each of five outer
-folds is a row of the outcome: the metric on its held-out rows, of logistic regression whose C is chosen by the metric on the inner
-folds (with its decision rule, for a metric that has one), and of the classifier. Rows are appended to a file as they are
+folds is a row of the outcome: the metric on its held-out rows, of logistic regression whose C is chosen by the metric on the
+inner folds (with its decision rule, for a metric that has one), and of the classifier. Rows are appended to a file as they are
 finished, and read back.
 """
 

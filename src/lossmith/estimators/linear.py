@@ -183,7 +183,7 @@ class MetricClassifierCV(LinearMetricClassifier):
         metric: as in ``MetricClassifier``.
         Cs: inverse strengths of the penalty; an integer stands for so many from 1e-4 to 1e4, evenly in the logarithm.
         cv: folds: an integer k stands for k stratified folds, twice; or a splitter, or an iterable of (train, test) indices.
-        caution: corrected standard errors (Nadeau & Bengio, 2003) that the gain has to exceed, ≥ 0.
+        caution: corrected standard errors (Nadeau & Bengio, 2003) that the gain has to exceed, ≥ 0; infinity: no metric point.
         noise, fit_intercept, class_weight, tol, max_iter: as in ``MetricClassifier``.
         n_jobs: folds that are fitted at the same time, as in scikit-learn.
         random_state: of the folds, where ``cv`` is an integer. 0: equal data give equal classifiers.
@@ -213,7 +213,7 @@ class MetricClassifierCV(LinearMetricClassifier):
         },
         "Cs": [Interval(Integral, 1, None, closed="left"), "array-like"],
         "cv": ["cv_object"],
-        "caution": [Interval(Real, 0, None, closed="left")],
+        "caution": [Interval(Real, 0, None, closed="both")],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
     }
@@ -263,7 +263,7 @@ class MetricClassifierCV(LinearMetricClassifier):
         judge = Judge(metric, Rows(rows.y, judged, rows.classes), [held for _, held in folds])
         scores = np.array([judge.scores([of_fold[i] for of_fold in held_scores]) for i in range(len(self.Cs_))]).T
         best = int(np.argmax(np.round(scores.mean(0), 12)))
-        chosen = range(max(best - 1, 0), min(best + 2, len(self.Cs_)))
+        chosen = range(max(best - 1, 0), min(best + 2, len(self.Cs_))) if self.caution < np.inf else range(0)
 
         paths = parallel(
             delayed(_metric)(data, fold, metric, [coefs[i] for i in chosen], self.Cs_[list(chosen)], self.noise)
@@ -274,7 +274,7 @@ class MetricClassifierCV(LinearMetricClassifier):
         of_path = [
             [judge.one(scores_of(X[held], coef), held) for coef in coefs] for (_, held), coefs in zip(folds, paths, strict=True)
         ]
-        self.scores_ = np.concatenate([scores, np.array(of_path)], 1)
+        self.scores_ = np.concatenate([scores, np.reshape(of_path, (len(folds), -1))], 1)
         self.coefs_paths_ = np.array([[*a, *b] for a, b in zip(likelihood, paths, strict=True)])
         ratio = float(np.mean([len(held) / len(train) for train, held in folds]))
         self.selection_ = choose(self.points_, self.scores_, ratio, self.caution)
