@@ -12,6 +12,7 @@ from lossmith.cli.compare import compare
 from lossmith.cli.doctor import doctor
 from lossmith.cli.screen import reason_of
 from lossmith.cli.toy import toy
+from lossmith.cli.train import predict, train
 from lossmith.errors import InputError
 
 
@@ -42,5 +43,5 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-for _command in (compare, toy, bench, doctor):
+for _command in (compare, train, predict, toy, bench, doctor):
     cli.add_command(_command)

@@ -15,7 +15,7 @@ import pandas as pd
 from lossmith.data import attributes, builtin, tables
 from lossmith.errors import InputError
 
-__all__ = ["BUILTIN", "Dataset", "load"]
+__all__ = ["BUILTIN", "Dataset", "load", "load_frame"]
 
 BUILTIN = builtin.NAMES
 
@@ -59,14 +59,7 @@ def load(source: str, target: str | None = None) -> Dataset:
     >>> data.features.shape, data.classes
     ((150, 4), ('setosa', 'versicolor', 'virginica'))
     """
-    default: str | None = "target"
-    if source in BUILTIN:
-        where = name = source
-        frame = builtin.read(source)
-    else:
-        path = tables.find(source, _READERS)
-        where, name, ending = tables.one_line(path), path.stem, path.suffix.lower()
-        frame, default = _READERS[ending](tables.read_bytes(path), where, ending, target)
+    frame, default, where, name = _frame(source, target)
     if frame.empty:
         raise InputError(f"{where}: expected rows of data, but there is only a header; add rows or export it again")
     target_name = _target_name(target, default, list(frame.columns), where)
@@ -80,6 +73,29 @@ def load(source: str, target: str | None = None) -> Dataset:
     codes, classes = _encode(frame[target_name], f"{where}: the target column {target_name!r}")
     fingerprint = _fingerprint(features, target_name, codes, classes)
     return Dataset(name, features, codes, classes, target_name, fingerprint)
+
+
+def load_frame(source: str) -> pd.DataFrame:
+    """Every column of what ``load`` loads, for data that need no target.
+
+    >>> load_frame("iris").shape
+    (150, 5)
+    """
+    frame, _, where, _ = _frame(source, None)
+    if frame.empty:
+        raise InputError(f"{where}: expected rows of data, but there is only a header; add rows or export it again")
+    _check_finite(frame, where)
+    return frame
+
+
+def _frame(source: str, target: str | None) -> tuple[pd.DataFrame, str | None, str, str]:
+    """The columns, the target that the file itself names, where they come from, for messages, and the set's name."""
+    if source in BUILTIN:
+        return builtin.read(source), "target", source, source
+    path = tables.find(source, _READERS)
+    where, ending = tables.one_line(path), path.suffix.lower()
+    frame, default = _READERS[ending](tables.read_bytes(path), where, ending, target)
+    return frame, default, where, path.stem
 
 
 def _target_name(target: str | None, default: str | None, columns: list[str], where: str) -> str:

@@ -40,7 +40,10 @@ class LinearMetricClassifier(ClassifierMixin, BaseEstimator):
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weight.any():
             raise ValueError("sample_weight: expected some above 0, got sample weights that are all zero")
-        by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=weight)
+        if self.class_weight == "balanced":
+            by_class = weight.sum() / (len(self.classes_) * np.maximum(np.bincount(codes, weight), np.finfo(float).tiny))
+        else:
+            by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
         return X, Rows(codes, weight * by_class[codes], len(self.classes_)), weight
 
     def _set(self, coef: Floats) -> None:
@@ -194,6 +197,7 @@ class MetricClassifierCV(LinearMetricClassifier):
         C_, sharpness_, q_: of the point taken; sharpness 0 and q 1 for likelihood.
         best_score_, best_index_: its mean metric on the held-out folds, and its place among the points.
         Cs_: the penalties, ascending. points_: all points. scores_: (folds, points), the metric on held-out rows.
+        likelihood_scores_: (folds, Cs), the metric of logistic regression without a decision rule.
         coefs_paths_: (folds, points, K, d + 1), the intercept last.
 
     Raises:
@@ -261,6 +265,9 @@ class MetricClassifierCV(LinearMetricClassifier):
         likelihood = parallel(delayed(_likelihood)(data, fold, self.Cs_, self.tol, self.max_iter) for fold in folds)
         held_scores = [[scores_of(X[held], coef) for coef in coefs] for (_, held), coefs in zip(folds, likelihood, strict=True)]
         judge = Judge(metric, Rows(rows.y, judged, rows.classes), [held for _, held in folds])
+        self.likelihood_scores_ = np.array(
+            [[judge.one(scores, held) for scores in of_fold] for (_, held), of_fold in zip(folds, held_scores, strict=True)]
+        )
         scores = np.array([judge.scores([of_fold[i] for of_fold in held_scores]) for i in range(len(self.Cs_))]).T
         best = int(np.argmax(np.round(scores.mean(0), 12)))
         chosen = range(max(best - 1, 0), min(best + 2, len(self.Cs_))) if self.caution < np.inf else range(0)

@@ -1,0 +1,88 @@
+"""The commands ``train`` and ``predict``: a classifier for a metric from a table, and its predictions for another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lossmith.cli.screen import check_paths, print_table, progress
+from lossmith.errors import InputError, near
+
+
+@click.command(short_help="Train a classifier for a metric on a table.")
+@click.argument("data")
+@click.option("--target", metavar="COLUMN", help="Column of the classes. Embedded sets, KEEL and most ARFF files know it.")
+@click.option("--metric", default="accuracy", show_default=True, metavar="NAME", help="accuracy, f1, f1_macro, roc_auc, …")
+@click.option("--positive", metavar="LABEL", help="The class of f1, jaccard and rankings.  [default: the last label]")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The model's file, such as model.lossmith.")
+@click.option("--cv", default=5, show_default=True, help="Inner folds, drawn twice.")
+@click.option("--caution", default=0.75, show_default=True, help="Standard errors that a gain over likelihood has to exceed.")
+@click.option("--jobs", default=1, show_default=True, help="Folds that are fitted at the same time; -1: one a core.")
+@click.option("--seed", default=0, show_default=True, help="Of the folds.")
+def train(
+    data: str, target: str | None, metric: str, positive: str | None, out: Path, cv: int, caution: float, jobs: int, seed: int
+) -> None:
+    """Train a linear classifier for METRIC on DATA, and say how it compares with logistic regression.
+
+    DATA is an embedded set (breast-cancer, wine, iris, digits) or a file: .csv, .tsv, .parquet, .arff or KEEL's .dat. Numbers
+    are standardised, text becomes columns of 0 and 1, and missing values are filled. The classifier stays logistic regression
+    unless training for the metric gains more than its own error on inner folds.
+    """
+    from lossmith.data import load
+    from lossmith.estimators.metrics import METRICS
+
+    if metric.replace("-", "_") not in METRICS:
+        raise InputError(f"--metric: unknown name {metric!r}; {near(metric, METRICS)}")
+    for name, value, least in (("cv", cv, 2), ("caution", caution, 0)):
+        if value < least:
+            raise InputError(f"--{name}: expected {least} or more, got {value}")
+    check_paths([out], "--out")
+    from lossmith.estimators.table_model import TableModel
+
+    dataset = load(data, target)
+    with progress("folds", 1):
+        model = TableModel.train(dataset, metric, positive, cv=cv, caution=caution, n_jobs=jobs, random_state=seed)
+    model.save(out)
+    fitted = model.classifier
+    print_table(f"{dataset.name}: {metric} on {len(fitted.scores_)} inner folds", *_summary(fitted))
+    taken = "trained for the metric" if fitted.selection_.took_metric else "logistic regression"
+    print(f"taken: {taken}; {fitted.selection_.reason}")
+    print(f"model: {out}")
+
+
+def _summary(fitted: Any) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The mean metric on held-out rows of each way, at its best point."""
+    from lossmith.estimators.metrics import metric_of
+
+    kinds = [point.is_likelihood for point in fitted.points_]
+    mean = fitted.scores_.mean(0)
+    rows: list[tuple[str, ...]] = [("logistic regression", f"{fitted.likelihood_scores_.mean(0).max():.4f}")]
+    if metric_of(fitted.metric, len(fitted.classes_)).shifts:
+        rows.append(("the same with its decision rule", f"{max(m for m, kind in zip(mean, kinds, strict=True) if kind):.4f}"))
+    rows.append(("trained for the metric", f"{max(m for m, kind in zip(mean, kinds, strict=True) if not kind):.4f}"))
+    return ("", "held out"), rows
+
+
+@click.command(short_help="Predict with a model of lossmith train.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("data")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A CSV file for the predictions.")
+def predict(model: Path, data: str, out: Path) -> None:
+    """Write the class of each row of DATA, and the probability of each class, as the MODEL has them.
+
+    DATA needs the columns that the model was trained on; others are passed over. A value of text that is new counts as none of
+    those known.
+    """
+    from lossmith.data import load_frame
+    from lossmith.estimators.table_model import TableModel
+
+    check_paths([out], "--out")
+    fitted = TableModel.load(model)
+    frame = load_frame(data)
+    found = fitted.predict(frame, data)
+    found.to_csv(out, index=False)
+    print(f"{len(found)} rows: {out}")
+    counts = found["prediction"].value_counts()
+    print_table("predicted", ("class", "rows"), [(str(label), str(number)) for label, number in counts.items()])
