@@ -36,9 +36,9 @@ ORDER = [
     "training",
     "recipe",
     "__init__",  # the public names of the core: what stands below may use them
+    "data",
     "estimators",
     "catalogue",
-    "data",
     "experiments",
     "compare",
     "bench",

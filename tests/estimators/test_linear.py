@@ -41,8 +41,8 @@ def monk_3() -> tuple[np.ndarray, np.ndarray]:
 def logistic_cv(**options: Any) -> LogisticRegressionCV:
     """The rival, judged by accuracy; its newer arguments where there are some, since it warns of their defaults."""
     newer = {"use_legacy_attributes": False, "l1_ratios": (0.0,)}
-    known = LogisticRegressionCV().get_params()
-    return LogisticRegressionCV(Cs=5, scoring="accuracy", **options, **{k: v for k, v in newer.items() if k in known})
+    known = "use_legacy_attributes" in LogisticRegressionCV().get_params()
+    return LogisticRegressionCV(Cs=5, scoring="accuracy", **options, **(newer if known else {}))
 
 
 BREAST = load_breast_cancer(return_X_y=True)

@@ -148,9 +148,9 @@ class BalancedAccuracy(Accuracy):
     shifts = True
 
     def of_steps(self, tp: Floats, predicted: Floats, support: Floats) -> Floats:
-        """The mean recall of the classes that are there."""
-        there = support > 0
-        return np.asarray((tp[:, there] / support[there]).mean(1))
+        """The mean recall of the classes that have rows."""
+        present = support > 0
+        return np.asarray((tp[:, present] / support[present]).mean(1))
 
     def _weight(self, rows: Rows) -> Floats:
         by_class = np.bincount(rows.y, rows.weight, rows.classes)
@@ -282,9 +282,9 @@ class Own(TrainedMetric):
             return self.of_counts(Counts(*(x.sum(-1) for x in counts)))
         if self.average == "binary":
             return self.of_counts(Counts(*(x[..., 1] for x in counts)))
-        there = support > 0
-        m = torch.where(there, self.of_counts(Counts(*(torch.where(there, x, 1.0) for x in counts))), 0.0)
-        share = there.double() if self.average == "macro" else support
+        present = support > 0
+        m = torch.where(present, self.of_counts(Counts(*(torch.where(present, x, 1.0) for x in counts))), 0.0)
+        share = present.double() if self.average == "macro" else support
         return (share * m).sum(-1) / share.sum(-1)
 
 
@@ -362,8 +362,8 @@ class Ranking(TrainedMetric):
         """The metric of one column; average precision weighs all rows of weight above 0 equally."""
         if self.kind == "roc_auc":
             return expected_auc(scores, positive, noise=noise, weight=weight)
-        there = weight > 0
-        return expected_average_precision(scores[there], positive[there], noise=noise)
+        present = weight > 0
+        return expected_average_precision(scores[present], positive[present], noise=noise)
 
     def _columns(self, scores: Floats, rows: Rows) -> list[tuple[int, Floats, npt.NDArray[np.bool_]]]:
         if scores.shape[1] == 1:
