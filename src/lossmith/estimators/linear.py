@@ -178,7 +178,8 @@ class MetricClassifierCV(LinearMetricClassifier):
     1. Logistic regression at each of ``Cs``, on inner folds.
     2. For a metric of decisions (F-beta, balanced accuracy, Jaccard, cost), its decision rule: an offset for each class, tuned
        on held-out scores and put into ``intercept_``. On a fold it is judged with offsets tuned on the other folds.
-    3. From the best C and its two neighbours, the path of the smooth metric: see ``MetricClassifier``.
+    3. From the best C and its two neighbours, the path of the smooth metric: see ``MetricClassifier``. Where no point of the
+       best C gains anything on the first half of the folds, the path ends there.
     4. The metric's best point is taken if its mean gain over the best of 1 and 2 exceeds ``caution`` corrected standard errors,
        else 1 and 2. Ties go to the stronger penalty and to likelihood.
 
@@ -270,18 +271,35 @@ class MetricClassifierCV(LinearMetricClassifier):
         )
         scores = np.array([judge.scores([of_fold[i] for of_fold in held_scores]) for i in range(len(self.Cs_))]).T
         best = int(np.argmax(np.round(scores.mean(0), 12)))
-        chosen = range(max(best - 1, 0), min(best + 2, len(self.Cs_))) if self.caution < np.inf else range(0)
-
-        paths = parallel(
-            delayed(_metric)(data, fold, metric, [coefs[i] for i in chosen], self.Cs_[list(chosen)], self.noise)
-            for fold, coefs in zip(folds, likelihood, strict=True)
-        )
         self.points_ = [Point(float(C), 1.0, 0.0) for C in self.Cs_]
-        self.points_ += [Point(float(self.Cs_[i]), q, sharpness) for i in chosen for sharpness, q in STAGES if q > 0]
-        of_path = [
-            [judge.one(scores_of(X[held], coef), held) for coef in coefs] for (_, held), coefs in zip(folds, paths, strict=True)
-        ]
-        self.scores_ = np.concatenate([scores, np.reshape(of_path, (len(folds), -1))], 1)
+
+        def path_of(at: int, some: slice) -> list[list[Floats]]:
+            """The coefficients of each metric point of the C at that place, for some of the folds."""
+            return parallel(
+                delayed(_metric)(data, fold, metric, coefs[at], self.Cs_[at], self.noise)
+                for fold, coefs in zip(folds[some], likelihood[some], strict=True)
+            )
+
+        def gains(paths: list[list[Floats]], some: slice) -> Floats:
+            """(folds, points), over the best likelihood."""
+            found = [
+                [judge.one(scores_of(X[held], coef), held) for coef in coefs]
+                for (_, held), coefs in zip(folds[some], paths, strict=True)
+            ]
+            return np.array(found) - scores[some, best][:, None]
+
+        # Half of the folds say whether there is anything to gain at the best C, before the rest is computed.
+        first, last = slice(0, (len(folds) + 1) // 2), slice((len(folds) + 1) // 2, None)
+        paths: list[list[Floats]] = [[] for _ in folds]
+        trial = path_of(best, first) if self.caution < np.inf else []
+        if trial and gains(trial, first).mean(0).max() > 0:
+            whole = {best: trial + path_of(best, last)}
+            for at in range(max(best - 1, 0), min(best + 2, len(self.Cs_))):
+                of_folds = whole.get(at) or path_of(at, slice(None))
+                self.points_ += [Point(float(self.Cs_[at]), q, sharpness) for sharpness, q in STAGES if q > 0]
+                paths = [before + coefs for before, coefs in zip(paths, of_folds, strict=True)]
+        of_path = np.reshape(gains(paths, slice(None)), (len(folds), -1)) + scores[:, [best]]
+        self.scores_ = np.concatenate([scores, of_path], 1)
         self.coefs_paths_ = np.array([[*a, *b] for a, b in zip(likelihood, paths, strict=True)])
         ratio = float(np.mean([len(held) / len(train) for train, held in folds]))
         self.selection_ = choose(self.points_, self.scores_, ratio, self.caution)
@@ -366,9 +384,8 @@ def _likelihood(data: Training, fold: Fold, Cs: Floats, tol: float, max_iter: in
     return likelihood_path(_of_fold(data, fold), Cs, tol, max_iter).coefs
 
 
-def _metric(data: Training, fold: Fold, metric: TrainedMetric, starts: list[Floats], Cs: Floats, noise: str) -> list[Floats]:
-    part = _of_fold(data, fold)
-    steps = [step for start, C in zip(starts, Cs, strict=True) for step in metric_path(part, metric, start, C, noise)]
+def _metric(data: Training, fold: Fold, metric: TrainedMetric, start: Floats, C: float, noise: str) -> list[Floats]:
+    steps = metric_path(_of_fold(data, fold), metric, start, C, noise)
     return [step.coef for step in steps if step.point.q > 0]
 
 

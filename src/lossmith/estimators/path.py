@@ -33,6 +33,7 @@ from lossmith.estimators.metrics import Floats, Rows, TrainedMetric
 STAGES = ((1.0, 0.5), (1.0, 0.0), (3.0, 0.5), (3.0, 0.0), (9.0, 0.5))  # (sharpness, q)
 LOOSER = 0.3
 STEPS = 300  # of L-BFGS, a stage, at most
+CLOSE = 1e-6  # relative fall of the loss in a step below which a stage ends
 NEWTON_MOST = 150  # coefficients up to which Newton's method solves for the likelihood: its steps are few, and each is a matrix
 NEWTON_TOL = 1e-8  # whose last steps cost little
 MISSING = -30.0  # the intercept of a class that a fold lacks
@@ -158,6 +159,6 @@ def minimise(data: Training, metric: TrainedMetric, start: Floats, decay: float,
         weights = coef[:, :-1].ravel()
         return loss + 0.5 * decay * float(weights @ weights), grad.ravel()
 
-    options = {"maxiter": STEPS, "maxcor": 10, "ftol": 1e-10, "gtol": 1e-7}
+    options = {"maxiter": STEPS, "maxcor": 10, "ftol": CLOSE, "gtol": 1e-7}
     found = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     return np.asarray(found.x.reshape(shape) if np.isfinite(found.x).all() else start), max(int(found.nit), 1)

@@ -85,7 +85,13 @@ def choose(points: Sequence[Point], scores: Floats, ratio: float, caution: float
     base = _first_of_best(mean, np.flatnonzero(kinds))
     others = np.flatnonzero(~kinds)
     if len(others) == 0:
-        return Selection(points[base], base, 0.0, 0.0, "there is no point trained for the metric")
+        return Selection(
+            points[base],
+            base,
+            0.0,
+            0.0,
+            "no point trained for the metric gains anything on the first folds, so likelihood stays",
+        )
     best = _first_of_best(mean, others)
     differences = scores[:, best] - scores[:, base]
     gain, error = float(differences.mean()), corrected_error(differences, ratio)
