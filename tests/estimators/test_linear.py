@@ -74,7 +74,8 @@ def test_a_line_that_likelihood_does_not_find() -> None:
 def test_where_nothing_is_to_be_gained_likelihood_stays() -> None:
     found = MetricClassifierCV().fit(StandardScaler().fit_transform(BREAST[0]), BREAST[1])
     assert not found.selection_.took_metric
-    assert "so likelihood stays" in found.selection_.reason
+    assert found.selection_.reason.endswith("so likelihood stays")
+    assert all(point.is_likelihood for point in found.points_)  # the first folds have ended it
 
 
 @pytest.mark.parametrize("metric", [name for name in METRICS if not name.endswith("_ovr")])
@@ -109,7 +110,9 @@ def test_classes_a_fold_lacks() -> None:
     y[y == 2] = 1
     y[:2] = 2
     for metric in ("accuracy", "f1_macro", "balanced_accuracy"):
-        assert MetricClassifierCV(metric, Cs=2, cv=4).fit(X, y).scores_.shape == (8, 2 + 2 * 3)
+        scores = MetricClassifierCV(metric, Cs=2, cv=4).fit(X, y).scores_
+        assert len(scores) == 8
+        assert np.isfinite(scores).all()
 
 
 def test_attributes() -> None:

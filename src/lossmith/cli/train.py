@@ -61,7 +61,8 @@ def _summary(fitted: Any) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows: list[tuple[str, ...]] = [("logistic regression", f"{fitted.likelihood_scores_.mean(0).max():.4f}")]
     if metric_of(fitted.metric, len(fitted.classes_)).shifts:
         rows.append(("the same with its decision rule", f"{max(m for m, kind in zip(mean, kinds, strict=True) if kind):.4f}"))
-    rows.append(("trained for the metric", f"{max(m for m, kind in zip(mean, kinds, strict=True) if not kind):.4f}"))
+    trained = [m for m, kind in zip(mean, kinds, strict=True) if not kind]
+    rows.append(("trained for the metric", f"{max(trained):.4f}" if trained else "no better on the first folds"))
     return ("", "held out"), rows
 
 
