@@ -36,7 +36,7 @@ from lossmith.estimators import MetricClassifierCV
 FOLDS = 5
 MISSING = ("?", "<null>", "")
 SHAPES = ("breast-cancer", "digits", "100,000 × 50")
-REPETITIONS = 3
+REPETITIONS, LARGE = 3, 10_000  # of rows; fits to as many are timed once
 
 
 class Cost(NamedTuple):
@@ -65,7 +65,7 @@ def costs(show: Callable[[int], None]) -> Iterator[Cost]:
         logistic = LogisticRegressionCV(Cs=10, cv=cv, max_iter=1000)
         calls = {"ours": partial(MetricClassifierCV().fit, X, y), "logistic": partial(logistic.fit, X, y)}
         taken: dict[str, list[float]] = {kind: [] for kind in calls}
-        for _ in range(REPETITIONS):
+        for _ in range(REPETITIONS if len(X) < LARGE else 1):
             for kind, call in calls.items():
                 start = time.perf_counter()
                 with warnings.catch_warnings():

@@ -158,7 +158,7 @@ def fit(tables: Path | None, metric: str, most: int, seed: int, out: Path | None
     """Print what a fit costs beside LogisticRegressionCV; with --tables, what it gains over logistic regression.
 
     The rival's C is tuned by the metric on the same inner folds, and its decision rule too. Tables are files without a header,
-    the class last, such as the raw files of the KEEL collection. The times take two minutes, 43 tables some hours.
+    the class last, such as the raw files of the KEEL collection. The times take some minutes, 43 tables an hour.
     """
     from lossmith.bench import fit as study
     from lossmith.errors import near

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, proces
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
 
 from lossmith.estimators.metrics import Codes, Floats, Rows, TrainedMetric, metric_of, predicted
 from lossmith.estimators.path import STAGES, Point, Training, likelihood_path, metric_path, scores_of
@@ -22,6 +24,7 @@ from lossmith.estimators.rule import best_offsets
 from lossmith.estimators.selection import Fold, Selection, choose, folds_of
 
 NOISES = ("gumbel", "normal", "logistic")
+SMALL = 100_000_000  # rows · features · classes up to which one thread is faster than two
 COLDEST = 8.0  # nats by which the temperature of ``predict_proba`` may differ from 1
 
 
@@ -311,11 +314,13 @@ class MetricClassifierCV(LinearMetricClassifier):
     ) -> None:
         """Fit the point that was taken to all rows."""
         point, at = selection.point, int(np.searchsorted(self.Cs_, selection.point.C))
-        found = likelihood_path(data, self.Cs_[: at + 1], self.tol, self.max_iter)
+        with _few_threads(data):
+            found = likelihood_path(data, self.Cs_[: at + 1], self.tol, self.max_iter)
         coef, iterations = found.coefs[-1], sum(found.iterations)
         if selection.took_metric:
             stages = STAGES[: STAGES.index((point.sharpness, point.q)) + 1]
-            steps = metric_path(data, metric, coef, point.C, self.noise, stages)
+            with _few_threads(data):
+                steps = metric_path(data, metric, coef, point.C, self.noise, stages)
             coef, iterations = _tempered(data, steps[-1].coef), iterations + sum(step.iterations for step in steps)
         elif metric.shifts:
             coef = coef.copy()
@@ -380,12 +385,20 @@ def _of_fold(data: Training, fold: Fold) -> Training:
     return Training(data.X[train], Rows(rows.y[train], rows.weight[train], rows.classes), data.fit_intercept)
 
 
+def _few_threads(data: Training) -> Any:
+    """One thread of BLAS where products are small: two pools of threads, NumPy's and SciPy's, would wait for each other."""
+    small = data.X.shape[0] * data.X.shape[1] * data.rows.classes < SMALL
+    return threadpool_limits(1, user_api="blas") if small else nullcontext()
+
+
 def _likelihood(data: Training, fold: Fold, Cs: Floats, tol: float, max_iter: int) -> list[Floats]:
-    return likelihood_path(_of_fold(data, fold), Cs, tol, max_iter).coefs
+    with _few_threads(data):
+        return likelihood_path(_of_fold(data, fold), Cs, tol, max_iter).coefs
 
 
 def _metric(data: Training, fold: Fold, metric: TrainedMetric, start: Floats, C: float, noise: str) -> list[Floats]:
-    steps = metric_path(_of_fold(data, fold), metric, start, C, noise)
+    with _few_threads(data):
+        steps = metric_path(_of_fold(data, fold), metric, start, C, noise)
     return [step.coef for step in steps if step.point.q > 0]
 
 
