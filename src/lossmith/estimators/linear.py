@@ -276,33 +276,30 @@ class MetricClassifierCV(LinearMetricClassifier):
         best = int(np.argmax(np.round(scores.mean(0), 12)))
         self.points_ = [Point(float(C), 1.0, 0.0) for C in self.Cs_]
 
-        def path_of(at: int, some: slice) -> list[list[Floats]]:
+        def follow(at: int, some: slice) -> list[list[Floats]]:
             """The coefficients of each metric point of the C at that place, for some of the folds."""
             return parallel(
                 delayed(_metric)(data, fold, metric, coefs[at], self.Cs_[at], self.noise)
                 for fold, coefs in zip(folds[some], likelihood[some], strict=True)
             )
 
-        def gains(paths: list[list[Floats]], some: slice) -> Floats:
-            """(folds, points), over the best likelihood."""
-            found = [
-                [judge.one(scores_of(X[held], coef), held) for coef in coefs]
-                for (_, held), coefs in zip(folds[some], paths, strict=True)
-            ]
-            return np.array(found) - scores[some, best][:, None]
+        def judged_paths(paths: list[list[Floats]], some: slice) -> Floats:
+            """(folds, points)."""
+            each = zip(folds[some], paths, strict=True)
+            return np.array([[judge.one(scores_of(X[held], coef), held) for coef in coefs] for (_, held), coefs in each])
 
         # Half of the folds say whether there is anything to gain at the best C, before the rest is computed.
-        first, last = slice(0, (len(folds) + 1) // 2), slice((len(folds) + 1) // 2, None)
+        half = (len(folds) + 1) // 2
+        first, last = slice(0, half), slice(half, None)
         paths: list[list[Floats]] = [[] for _ in folds]
-        trial = path_of(best, first) if self.caution < np.inf else []
-        if trial and gains(trial, first).mean(0).max() > 0:
-            whole = {best: trial + path_of(best, last)}
+        trial = follow(best, first) if self.caution < np.inf else []
+        if trial and (judged_paths(trial, first) - scores[first, best, None]).mean(0).max() > 0:
+            whole = {best: trial + follow(best, last)}
             for at in range(max(best - 1, 0), min(best + 2, len(self.Cs_))):
-                of_folds = whole.get(at) or path_of(at, slice(None))
+                of_folds = whole.get(at) or follow(at, slice(None))
                 self.points_ += [Point(float(self.Cs_[at]), q, sharpness) for sharpness, q in STAGES if q > 0]
                 paths = [before + coefs for before, coefs in zip(paths, of_folds, strict=True)]
-        of_path = np.reshape(gains(paths, slice(None)), (len(folds), -1)) + scores[:, [best]]
-        self.scores_ = np.concatenate([scores, of_path], 1)
+        self.scores_ = np.concatenate([scores, judged_paths(paths, slice(None)).reshape(len(folds), -1)], 1)
         self.coefs_paths_ = np.array([[*a, *b] for a, b in zip(likelihood, paths, strict=True)])
         ratio = float(np.mean([len(held) / len(train) for train, held in folds]))
         self.selection_ = choose(self.points_, self.scores_, ratio, self.caution)
