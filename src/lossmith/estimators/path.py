@@ -33,7 +33,7 @@ from lossmith.estimators.metrics import Floats, Rows, TrainedMetric
 STAGES = ((1.0, 0.5), (1.0, 0.0), (3.0, 0.5), (3.0, 0.0), (9.0, 0.5))  # (sharpness, q)
 LOOSER = 0.3
 STEPS = 300  # of L-BFGS, a stage, at most
-CLOSE = 1e-6  # relative fall of the loss in a step below which a stage ends
+CLOSE = 1e-8  # relative fall of the loss in a step below which a stage ends
 NEWTON_MOST = 150  # coefficients up to which Newton's method solves for the likelihood: its steps are few, and each is a matrix
 NEWTON_TOL = 1e-8  # whose last steps cost little
 MISSING = -30.0  # the intercept of a class that a fold lacks
