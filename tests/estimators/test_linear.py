@@ -85,13 +85,9 @@ def test_the_training_metric_is_never_below_likelihoods(metric: str) -> None:
         start = LogisticRegression(tol=1e-8).fit(X, y)
         found = MetricClassifier(metric, sharpness=9.0, q=0.0).fit(X, y)
         plain = MetricClassifier(metric)
-        plain.classes_, plain.coef_, plain.intercept_, plain.n_features_in_ = y_classes(y), start.coef_, start.intercept_, 5
+        plain.classes_, plain.coef_, plain.intercept_, plain.n_features_in_ = np.unique(y), start.coef_, start.intercept_, 5
         assert found.training_metric_ == pytest.approx(found.score(X, y), abs=1e-12)
         assert found.score(X, y) >= plain.score(X, y)
-
-
-def y_classes(y: np.ndarray) -> np.ndarray:
-    return np.unique(y)
 
 
 def test_the_decision_rule_stands_in_the_intercept() -> None:

@@ -18,7 +18,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
-from lossmith.estimators.metrics import Codes, Floats, Rows, TrainedMetric, metric_of, predicted
+from lossmith.estimators.metrics import Codes, Floats, Rows, TrainedMetric, both_classes, metric_of, predicted
 from lossmith.estimators.path import STAGES, Point, Training, likelihood_path, metric_path, scores_of
 from lossmith.estimators.rule import best_offsets
 from lossmith.estimators.selection import Fold, Selection, choose, folds_of
@@ -70,11 +70,11 @@ class LinearMetricClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> Floats:
         """softmax of the scores, (n, C), whose temperature is the one of the highest likelihood on the training rows."""
-        return np.asarray(softmax(_whole(self._scores(X)), axis=1))
+        return np.asarray(softmax(both_classes(self._scores(X)), axis=1))
 
     def predict_log_proba(self, X: Any) -> Floats:
         """The logarithm of ``predict_proba``."""
-        return np.asarray(log_softmax(_whole(self._scores(X)), axis=1))
+        return np.asarray(log_softmax(both_classes(self._scores(X)), axis=1))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """``metric``, counted on predictions for X."""
@@ -399,14 +399,9 @@ def _metric(data: Training, fold: Fold, metric: TrainedMetric, start: Floats, C:
     return [step.coef for step in steps if step.point.q > 0]
 
 
-def _whole(scores: Floats) -> Floats:
-    """Scores of both classes, (n, 2), from the lead of the second."""
-    return np.concatenate([np.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
-
-
 def _tempered(data: Training, coef: Floats) -> Floats:
     """The multiple of the coefficients whose likelihood on the training rows is highest: ``predict`` stays what it is."""
-    scores, rows = _whole(data.scores(coef)), data.rows
+    scores, rows = both_classes(data.scores(coef)), data.rows
     at = np.arange(len(scores)), rows.y
 
     def loss(log_scale: float) -> float:

@@ -81,9 +81,14 @@ def power(log_m: Floats, q: float) -> tuple[Floats, Floats]:
     return (-log_m if q == 1 else -np.expm1((1 - q) * log_m) / (1 - q)), slope
 
 
+def both_classes(scores: Floats) -> Floats:
+    """Scores of both classes, (n, 2), from the lead of the second, (n, 1); others as they are."""
+    return np.concatenate([np.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
+
+
 def log_probabilities(scores: Floats, noise: str) -> tuple[Floats, Any]:
     """log p of every class, (n, C), and the function from a gradient in log p to the gradient in the scores."""
-    whole = np.concatenate([np.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
+    whole = both_classes(scores)
     if noise == "gumbel":
         log_p = log_softmax(whole, axis=1)
 
@@ -130,8 +135,7 @@ class Accuracy(TrainedMetric):
             grad = np.exp(log_p) * factor[:, None]
             grad[at] -= factor
             return float(weight @ losses), grad
-        whole = np.concatenate([np.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
-        leaf = torch.from_numpy(whole).requires_grad_()
+        leaf = torch.from_numpy(both_classes(scores)).requires_grad_()
         log_of_own = argmax_log_prob(leaf, torch.from_numpy(rows.y), noise=noise)
         losses, slope = power(log_of_own.detach().numpy(), q)
         (back,) = torch.autograd.grad(log_of_own, leaf, torch.from_numpy(-weight * slope))
@@ -157,7 +161,35 @@ class BalancedAccuracy(Accuracy):
         return np.divide(rows.weight, by_class[rows.y], out=np.zeros_like(rows.weight), where=rows.weight > 0)
 
 
-class Counted(TrainedMetric):
+class OfCounts(TrainedMetric):
+    """A metric of each class's true positives, predictions and weight, averaged over the classes."""
+
+    shifts = True
+
+    @abstractmethod
+    def with_slopes(self, tp: Floats, predicted: Floats, support: Floats) -> tuple[float, Floats, Floats]:
+        """The metric of counts (C,), and its derivatives in tp and predicted, (C,)."""
+
+    def counted(self, scores: Floats, rows: Rows) -> float:
+        """From the counts of predictions."""
+        found = predicted(scores)
+        right = _sums(rows.y, rows.weight * (found == rows.y), rows.classes)
+        return float(self.of_steps(right, _sums(found, rows.weight, rows.classes), _support(rows)))
+
+    def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
+        """See ``TrainedMetric``."""
+        log_p, pull = log_probabilities(scores, noise)
+        p, at = np.exp(log_p), (np.arange(len(log_p)), rows.y)
+        tp = _sums(rows.y, rows.weight * p[at], rows.classes)
+        m, of_tp, of_predicted = self.with_slopes(tp, rows.weight @ p, _support(rows))
+        value = max(m, TINY)
+        loss, slope = power(np.asarray(math.log(value)), q)
+        grad = p * rows.weight[:, None] * of_predicted
+        grad[at] += p[at] * rows.weight * of_tp[rows.y]
+        return float(loss), pull(-float(slope) / value * grad)
+
+
+class Counted(OfCounts):
     """F-beta or Jaccard from counts.
 
     Args:
@@ -165,8 +197,6 @@ class Counted(TrainedMetric):
         average: "binary" (class 1), "macro", "micro" or "weighted".
         beta: of F-beta.
     """
-
-    shifts = True
 
     def __init__(self, kind: str, average: str, beta: float = 1.0) -> None:
         self.kind, self.average, self.beta = kind, average, beta
@@ -180,39 +210,19 @@ class Counted(TrainedMetric):
                 f"{self.name + '_micro'!r} or {self.name + '_weighted'!r}"
             )
 
-    def counted(self, scores: Floats, rows: Rows) -> float:
-        """From the counts of predictions."""
-        given = predicted(scores)
-        right = _sums(rows.y, rows.weight * (given == rows.y), rows.classes)
-        return self._of(right, _sums(given, rows.weight, rows.classes), _support(rows))[0]
-
-    def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
-        """See ``TrainedMetric``."""
-        log_p, pull = log_probabilities(scores, noise)
-        p = np.exp(log_p)
-        at = np.arange(len(p)), rows.y
-        tp = _sums(rows.y, rows.weight * p[at], rows.classes)
-        m, of_tp, of_predicted = self._of(tp, rows.weight @ p, _support(rows))
-        log_m = math.log(max(m, TINY))
-        loss, slope = power(np.asarray(log_m), q)
-        factor = float(slope) / max(m, TINY)
-        grad = p * rows.weight[:, None] * of_predicted
-        grad[at] += p[at] * rows.weight * of_tp[rows.y]
-        return float(loss), pull(-factor * grad)
-
     def of_steps(self, tp: Floats, predicted: Floats, support: Floats) -> Floats:
         """The metric of each step."""
         if self.average == "micro":
-            return np.asarray(self._one(tp.sum(1), predicted.sum(1), support.sum())[0])
+            return np.asarray(self._one(tp.sum(-1), predicted.sum(-1), support.sum())[0])
         if self.average == "binary":
-            return np.asarray(self._one(tp[:, 1], predicted[:, 1], support[1])[0])
+            return np.asarray(self._one(tp[..., 1], predicted[..., 1], support[1])[0])
         return np.asarray(self._one(tp, predicted, support)[0] @ self._share(support))
 
     def _share(self, support: Floats) -> Floats:
         share = (support > 0).astype(float) if self.average == "macro" else support
         return share / share.sum()
 
-    def _of(self, tp: Floats, predicted: Floats, support: Floats) -> tuple[float, Floats, Floats]:
+    def with_slopes(self, tp: Floats, predicted: Floats, support: Floats) -> tuple[float, Floats, Floats]:
         """The metric, and its derivatives in tp and predicted, (C,)."""
         if self.average == "micro":
             m, a, b = self._one(tp.sum(), predicted.sum(), support.sum())
@@ -235,10 +245,8 @@ class Counted(TrainedMetric):
         return m, (1 + m) / union, -m / union
 
 
-class Own(TrainedMetric):
+class Own(OfCounts):
     """The metric of a ``ConfusionLoss`` for several classes or "binary", such as ``lossmith.metric`` makes."""
-
-    shifts = True
 
     def __init__(self, loss: ConfusionLoss) -> None:
         self.of_counts, self.average, self.name = loss.of_counts, loss.average, type(loss).__name__
@@ -250,29 +258,16 @@ class Own(TrainedMetric):
         if self.average == "binary" and classes > 2:
             raise ValueError(f"metric: average='binary' is for two classes, got {classes}; take 'macro'")
 
-    def counted(self, scores: Floats, rows: Rows) -> float:
-        """From the counts of predictions."""
-        given = predicted(scores)
-        right = _sums(rows.y, rows.weight * (given == rows.y), rows.classes)
-        return float(self.of_steps(right, _sums(given, rows.weight, rows.classes), _support(rows)))
-
     def of_steps(self, tp: Floats, predicted: Floats, support: Floats) -> Floats:
         """The metric of each step."""
         return self._of(*map(torch.from_numpy, (tp, predicted, support))).numpy()
 
-    def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
-        """See ``TrainedMetric``."""
-        log_p, pull = log_probabilities(scores, noise)
-        p, at = np.exp(log_p), (np.arange(len(log_p)), rows.y)
-        tp = torch.from_numpy(_sums(rows.y, rows.weight * p[at], rows.classes)).requires_grad_()
-        given = torch.from_numpy(rows.weight @ p).requires_grad_()
-        m = self._of(tp, given, torch.from_numpy(_support(rows)))
-        of_tp, of_given = (x.numpy() for x in torch.autograd.grad(m, (tp, given)))
-        value = max(m.item(), TINY)
-        loss, slope = power(np.asarray(math.log(value)), q)
-        grad = p * rows.weight[:, None] * of_given
-        grad[at] += p[at] * rows.weight * of_tp[rows.y]
-        return float(loss), pull(-float(slope) / value * grad)
+    def with_slopes(self, tp: Floats, predicted: Floats, support: Floats) -> tuple[float, Floats, Floats]:
+        """By torch's derivatives."""
+        leaves = torch.from_numpy(tp).requires_grad_(), torch.from_numpy(predicted).requires_grad_()
+        m = self._of(*leaves, torch.from_numpy(support))
+        of_tp, of_predicted = torch.autograd.grad(m, leaves)
+        return m.item(), of_tp.numpy(), of_predicted.numpy()
 
     def _of(self, tp: Tensor, given: Tensor, support: Tensor) -> Tensor:
         """The metric (…) of counts (…, C)."""

@@ -91,7 +91,7 @@ def checked_log_prob(
     classes, index = scores.shape[-1], target.long()
     plain = is_plain(*(x for x in (scores, target, scale) if isinstance(x, Tensor)))
     softmax = plain and noise.key == GUMBEL and softmax_serves(scores)
-    panels = plain and bool(_panels(noise)) and choose(TARGET, PANEL_KERNELS, scores, noise.key) == "cpu"
+    panels = plain and bool(_panels(noise.key)) and choose(TARGET, PANEL_KERNELS, scores, noise.key) == "cpu"
     closed = classes <= noise.closed_form_classes and not softmax and not panels
     if closed:  # else the kernel or the reference looks at the target's values
         check_target_values(target, classes, ignored)
@@ -105,7 +105,7 @@ def checked_log_prob(
     rows = scores if scores.dim() == 2 else scores.reshape(-1, classes)
     index = index.flatten()
     try:
-        if softmax or panels or (plain and choose(TARGET, _target_kernels(rows, noise), rows, noise.key) == "cpu"):
+        if softmax or panels or (plain and choose(TARGET, _target_kernels(rows), rows, noise.key) == "cpu"):
             record("closed form" if softmax else "cpu")
             if batch_loss is not None:
                 return _Loss.apply(rows, index, sigma, noise, ignored, batch_loss)  # type: ignore[no-untyped-call]
@@ -123,9 +123,10 @@ def softmax_serves(scores: Tensor) -> bool:
     return scores.dtype == torch.float32 and scores.device.type == "cpu" and (SOFTMAX, "cpu") not in broken
 
 
-def _panels(noise: Noise) -> str:
-    """The name of the kernel by panels for log P(the target wins), empty if there is none."""
-    name, _, df = noise.key.partition(":")
+@lru_cache(maxsize=64)
+def _panels(noise: str) -> str:
+    """For a ``Noise.key``, the name of the kernel by panels for log P(the target wins), empty if there is none."""
+    name, _, df = noise.partition(":")
     if name == "studentt":
         return "student" if LEAST_DF <= float(df) <= MOST_DF else ""
     return name if name in ("laplace", "uniform", "exponential") else ""
@@ -141,7 +142,7 @@ def _law(noise: str, single: bool) -> dict[str, NDArray[np.float64]]:
     return {"law": np.append(law_of(float(df)), float(single))}
 
 
-def _target_kernels(scores: Tensor, noise: Noise) -> tuple[Kernel, ...]:
+def _target_kernels(scores: Tensor) -> tuple[Kernel, ...]:
     return DOUBLE_KERNELS if scores.dtype == torch.float64 else TARGET_KERNELS
 
 
@@ -184,7 +185,7 @@ def _rows_and_gradient(
     """log P(the target is among the ``rank`` highest) and its gradient in the scores, (0,) if it is not asked for."""
     rows, classes = scores.shape
     single = scores.dtype != torch.float64
-    panels = _panels(noise) if rank == 1 else ""
+    panels = _panels(noise.key) if rank == 1 else ""
     z, sigma = (scores.double(), scale.double()) if panels else (scores, scale)
     z, sigma = z.contiguous(), sigma.contiguous()
     gumbel, log_p = noise.key == GUMBEL and rank == 1, z.new_empty(rows)
