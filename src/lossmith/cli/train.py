@@ -42,7 +42,7 @@ def train(
     from lossmith.estimators.table_model import TableModel
 
     dataset = load(data, target)
-    with progress("folds", 1):
+    with progress("training", 1):
         model = TableModel.train(dataset, metric, positive, cv=cv, caution=caution, n_jobs=jobs, random_state=seed)
     model.save(out)
     fitted = model.classifier

@@ -53,14 +53,16 @@ class TableModel:
     classifier: MetricClassifierCV
 
     @classmethod
-    def train(cls, data: Dataset, metric: str, positive: str | None, **options: Any) -> TableModel:
+    def train(
+        cls, data: Dataset, metric: str, positive: str | None, cv: int, caution: float, n_jobs: int, random_state: int
+    ) -> TableModel:
         """Fit to a table.
 
         Args:
             data: the table.
             metric: a name, as for ``MetricClassifierCV``.
             positive: the label whose metric it is, for one of two classes; None takes the last of the sorted labels.
-            options: of ``MetricClassifierCV``.
+            cv, caution, n_jobs, random_state: of ``MetricClassifierCV``.
 
         Raises:
             InputError: the label is no class, or the metric not for so many classes.
@@ -84,7 +86,7 @@ class TableModel:
             StandardScaler(with_std=False),
         )
         encoder = ColumnTransformer([("numbers", of_numbers, numbers), ("texts", of_texts, texts)])
-        classifier = MetricClassifierCV(metric, **options)
+        classifier = MetricClassifierCV(metric, cv=cv, caution=caution, n_jobs=n_jobs, random_state=random_state)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about columns that are empty
             X = encoder.fit_transform(_typed(data.features, columns, data.name))
