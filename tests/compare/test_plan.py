@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from lossmith.catalogue import CANDIDATES, SHARED_GRID
+from lossmith.compare.methods import METHODS
 from lossmith.compare.plan import Cell, Plan
 from lossmith.data import Dataset, load
 from lossmith.errors import InputError
@@ -35,13 +36,16 @@ def refusal(data=DATA, **options):
 def test_unknown_names_come_with_the_near_ones():
     assert refusal(losses=("hinje",)) == "--losses: there is no 'hinje'; did you mean 'hinge'?"
     assert refusal(losses=("hinge", "cross-entropie")).endswith("did you mean 'cross-entropy'?")
-    assert refusal(metric="acuracy").startswith("--metric: there is no 'acuracy'; did you mean 'accuracy'")
+    assert refusal(methods=("boostin",)) == "--methods: there is no 'boostin'; did you mean 'boosting'?"
+    assert refusal(metric="acuracy").startswith("--metric: unknown name 'acuracy'; did you mean 'accuracy'")
+    assert refusal(judge="acuracy").startswith("--judge: there is no scorer 'acuracy'; did you mean 'accuracy'")
     assert refusal(model="mlpp") == "--model: there is no 'mlpp'; did you mean 'mlp'?"
 
 
 def test_unknown_names_without_near_ones_come_with_all():
     assert refusal(model="zzz") == "--model: there is no 'zzz'; choose from 'linear', 'mlp'"
-    assert refusal(metric="zzz").endswith("choose from 'accuracy', 'balanced-accuracy', 'f1-macro'")
+    assert "choose from 'accuracy', 'balanced_accuracy'" in refusal(metric="zzz")
+    assert all(repr(method) in refusal(methods=("zzz",)) for method in METHODS)
     assert all(repr(loss) in refusal(losses=("zzz",)) for loss in CANDIDATES)
 
 
@@ -49,6 +53,20 @@ def test_unknown_names_without_near_ones_come_with_all():
 def test_numbers_have_a_least_value(option, least):
     assert refusal(**{option: least - 1}) == f"--{option}: expected {least} or more, got {least - 1}"
     assert getattr(Plan(DATA, **{option: least}), option) == least
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"metric": "f1"}, "--metric: 'f1' is for two classes, got 3; take 'f1_macro'"),
+        ({"metric": "top_3_accuracy"}, "--metric: expected k from 1 to 2 for 3 classes"),
+        ({"judge": "f1"}, "--judge: 'f1' is not for these classes (Target is multiclass"),
+        ({"judge": "roc_auc"}, "--judge: 'roc_auc' is not "),
+        ({"cost": ((0.0, 1.0), (1.0, 0.0))}, "--metric: expected a cost matrix (3, 3), got (2, 2)"),
+    ],
+)
+def test_metrics_that_do_not_fit_the_classes(options, words):
+    assert refusal(**options).startswith(words)
 
 
 def test_class_rarer_than_the_folds():
@@ -75,26 +93,42 @@ def test_several_rare_classes_are_counted_and_the_rarest_named():
 
 
 def test_the_baseline_is_always_there_and_first():
-    assert Plan(DATA, losses=()).losses == ("cross-entropy",)
-    assert Plan(DATA, losses=("hinge", "exact")).losses == ("cross-entropy", "hinge", "exact")
-    assert Plan(DATA, losses=("hinge", "cross-entropy")).losses == ("cross-entropy", "hinge")
-    assert Plan(DATA).losses == tuple(CANDIDATES)
+    assert Plan(DATA, methods=()).methods == ("likelihood",)
+    assert Plan(DATA, methods=("boosting", "metric-path")).methods == ("likelihood", "boosting", "metric-path")
+    assert Plan(DATA, methods=("boosting", "likelihood")).methods == ("likelihood", "boosting")
+    assert Plan(DATA, metric="f1_macro").methods == tuple(METHODS)
+    assert Plan(DATA).losses == ()
 
 
-def test_a_loss_named_twice_is_run_once():
-    assert Plan(DATA, losses=("hinge", "hinge", "cross-entropy")).losses == ("cross-entropy", "hinge")
+def test_a_metric_without_a_decision_rule_has_none():
+    assert "decision-rule" not in Plan(DATA).methods
+    assert "decision-rule" not in Plan(DATA, methods=("decision-rule",), metric="roc_auc_ovr").methods
+    assert "decision-rule" in Plan(DATA, cost=((0, 1, 2), (1, 0, 1), (1, 1, 0))).methods
 
 
-def test_cells_cover_every_loss_on_every_split_once():
-    plan = Plan(DATA, losses=("hinge",), folds=3, repeats=2)
+def test_a_name_given_twice_is_run_once():
+    plan = Plan(DATA, methods=("boosting", "boosting"), losses=("hinge", "exact", "hinge"))
+    assert (plan.methods, plan.losses) == (("likelihood", "boosting"), ("hinge", "exact"))
+
+
+def test_cells_cover_every_method_on_every_split_once():
+    plan = Plan(DATA, methods=("boosting",), losses=("hinge",), folds=3, repeats=2)
     cells = list(plan.cells())
-    assert len(cells) == len(set(cells)) == 2 * 3 * 2
-    assert cells[:3] == [Cell("cross-entropy", 0, 0), Cell("hinge", 0, 0), Cell("cross-entropy", 0, 1)]
+    assert len(cells) == len(set(cells)) == 3 * 3 * 2
+    assert cells[:4] == [Cell("likelihood", 0, 0), Cell("boosting", 0, 0), Cell("hinge", 0, 0), Cell("likelihood", 0, 1)]
 
 
-def test_repeats_and_losses_do_not_change_what_a_row_depends_on():
-    assert Plan(DATA, repeats=3, losses=()).settings == Plan(DATA).settings
-    for option, value in {"metric": "f1-macro", "model": "mlp", "folds": 4, "trials": 2, "epochs": 9, "seed": 1}.items():
+def test_repeats_and_methods_do_not_change_what_a_row_depends_on():
+    assert Plan(DATA, repeats=3, losses=("hinge",), methods=()).settings == Plan(DATA).settings
+    for option, value in {
+        "metric": "f1_macro",
+        "judge": "recall_macro",
+        "model": "mlp",
+        "folds": 4,
+        "trials": 2,
+        "epochs": 9,
+        "seed": 1,
+    }.items():
         assert Plan(DATA, **{option: value}).settings != Plan(DATA).settings
     assert json.loads(json.dumps(Plan(DATA).settings)) == Plan(DATA).settings
 
@@ -129,7 +163,7 @@ def test_splits_depend_on_seed_and_repeat_but_not_on_the_losses():
     def test_rows(repeat=0, **options):
         return Plan(DATA, **options).split(repeat, 0)[1].tolist()
 
-    assert test_rows() == test_rows() == test_rows(losses=("hinge",), repeats=9, metric="f1-macro", trials=1)
+    assert test_rows() == test_rows() == test_rows(losses=("hinge",), repeats=9, metric="f1_macro", trials=1)
     assert test_rows() != test_rows(repeat=1)
     assert test_rows() != test_rows(seed=1)
 

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lossmith.compare.statistics import corrected_interval, summarize
+from lossmith.compare.statistics import Difference, corrected_interval, summarize
 
 
-def rows(loss, scores, seconds=None, sizes=(80, 20), last_loss=0.5):
+def rows(method, scores, seconds=None, sizes=(80, 20), last_loss=0.5):
     seconds = seconds or [1.0] * len(scores)
     return [
         {
-            "loss": loss,
+            "method": method,
             "repeat": fold // 2,
             "fold": fold % 2,
             "score": score,
-            "train_seconds": time,
+            "seconds": time,
             "train_rows": sizes[0],
             "test_rows": sizes[1],
             "curve": [[0.9, 0.5, 0.5], [last_loss, 0.5, 0.5]],
@@ -26,7 +26,7 @@ def rows(loss, scores, seconds=None, sizes=(80, 20), last_loss=0.5):
     ]
 
 
-BASE = rows("cross-entropy", [0.80, 0.82, 0.78, 0.80], [1.0, 2.0, 4.0, 8.0])
+BASE = rows("likelihood", [0.80, 0.82, 0.78, 0.80], [1.0, 2.0, 4.0, 8.0])
 
 
 # The interval
@@ -66,29 +66,30 @@ def test_a_single_split_has_no_interval():
 
 def test_baseline_first_then_from_best_to_worst():
     table = summarize([*rows("hinge", [0.7] * 4), *rows("exact", [0.9] * 4), *BASE, *rows("probit", [0.8] * 4)])
-    assert [s.loss for s in table] == ["cross-entropy", "exact", "probit", "hinge"]
+    assert [s.method for s in table] == ["likelihood", "exact", "probit", "hinge"]
 
 
 def test_a_summary_in_numbers():
     base, other = summarize([*BASE, *rows("hinge", [0.82, 0.86, 0.78, 0.83], [2.0, 2.0, 2.0, 80.0])])
     assert base.mean == pytest.approx(0.80)
     assert base.spread == pytest.approx(math.sqrt(8e-4 / 3))
-    assert (base.difference, base.interval, base.verdict, base.slowdown) == (0, None, "", 1)
+    assert (base.difference.mean, base.difference.interval, base.difference.verdict, base.slowdown) == (0, None, "", 1)
     assert base.seconds == 3.0  # the median of 1, 2, 4, 8
-    assert other.differences == pytest.approx((0.02, 0.04, 0.00, 0.03))
-    assert other.difference == pytest.approx(0.0225)
+    assert other.difference.values == pytest.approx((0.02, 0.04, 0.00, 0.03))
+    assert other.difference.mean == pytest.approx(0.0225)
     assert other.slowdown == 1.5  # the median of 2, 1, 0.5, 10
     variance = np.var([2, 4, 0, 3], ddof=1) * 1e-4
     half = stats.t.ppf(0.975, 3) * math.sqrt(variance * (1 / 4 + 20 / 80))
-    assert other.interval == pytest.approx((0.0225 - half, 0.0225 + half))
+    assert other.difference.interval == pytest.approx((0.0225 - half, 0.0225 + half))
+    assert other.difference.chance == pytest.approx(stats.t.sf(0, 3, 0.0225, half / stats.t.ppf(0.975, 3)))
 
 
 def test_differences_pair_the_splits_whatever_the_order_of_the_rows():
     scores = [0.81, 0.85, 0.78, 0.80]
     in_order = summarize([*BASE, *rows("hinge", scores)])[1]
     shuffled = summarize([*rows("hinge", scores)[::-1], *BASE[2:], *BASE[:2]])[1]
-    assert sorted(shuffled.differences) == pytest.approx(sorted(in_order.differences))
-    assert shuffled.interval == pytest.approx(in_order.interval)
+    assert sorted(shuffled.difference.values) == pytest.approx(sorted(in_order.difference.values))
+    assert shuffled.difference.interval == pytest.approx(in_order.difference.interval)
 
 
 @pytest.mark.parametrize(
@@ -97,19 +98,19 @@ def test_differences_pair_the_splits_whatever_the_order_of_the_rows():
 )
 def test_verdict(gain, verdict):
     scores = [row["score"] + points / 100 for row, points in zip(BASE, gain, strict=True)]
-    assert summarize([*BASE, *rows("hinge", scores)])[1].verdict == verdict
+    assert summarize([*BASE, *rows("hinge", scores)])[1].difference.verdict == verdict
 
 
 def test_identical_scores_have_no_verdict():
     same = summarize([*BASE, *rows("hinge", [row["score"] for row in BASE])])[1]
-    assert same.differences == (0,) * 4
-    assert (same.interval, same.verdict) == (None, "")
+    assert same.difference == Difference((0.0,) * 4, None, None)
+    assert same.difference.verdict == ""
 
 
 def test_the_ratio_is_that_of_the_rows():
     def width(sizes):
-        base = rows("cross-entropy", [0.80, 0.82, 0.78, 0.80], sizes=sizes)
-        low, high = summarize([*base, *rows("hinge", [0.82, 0.86, 0.78, 0.83], sizes=sizes)])[1].interval
+        base = rows("likelihood", [0.80, 0.82, 0.78, 0.80], sizes=sizes)
+        low, high = summarize([*base, *rows("hinge", [0.82, 0.86, 0.78, 0.83], sizes=sizes)])[1].difference.interval
         return high - low
 
     assert width((50, 50)) / width((80, 20)) == pytest.approx(math.sqrt((1 / 4 + 1) / (1 / 4 + 1 / 4)))
@@ -118,7 +119,7 @@ def test_the_ratio_is_that_of_the_rows():
 def test_a_single_split_has_no_spread_and_no_verdict():
     base, other = summarize([BASE[0], *rows("hinge", [0.9])])
     assert math.isnan(base.spread)
-    assert (other.interval, other.verdict) == (None, "")
+    assert (other.difference.interval, other.difference.verdict) == (None, "")
 
 
 def test_trainings_that_broke_are_counted():

@@ -10,7 +10,8 @@ from sklearn import metrics as sk
 
 import lossmith
 from lossmith import AccuracyLoss, AUCLoss, BalancedAccuracyLoss, CostLoss, FBetaLoss, JaccardLoss
-from lossmith.estimators.metrics import METRICS, Floats, Rows, metric_of, predicted
+from lossmith.estimators.metrics import METRICS, metric_of
+from lossmith.estimators.trained_metric import Floats, Rows, predicted
 
 N = 40
 COST = np.array([[0.0, 1.0, 2.0], [3.0, -1.0, 1.0], [0.5, 0.5, 0.0]])
@@ -59,6 +60,37 @@ def test_counted_of_two_classes() -> None:
     assert metric_of(FBetaLoss(2.0, "macro"), 2).counted(scores, rows) == pytest.approx(
         sk.fbeta_score(rows.y, predicted(scores), beta=2.0, average="macro", **given), rel=1e-12
     )
+
+
+def test_counted_of_named_families() -> None:
+    scores, rows = case(4)
+    given: dict[str, Any] = {"sample_weight": rows.weight}
+    p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    assert metric_of("log-loss", 4).counted(scores, rows) == pytest.approx(-sk.log_loss(rows.y, p, **given), rel=1e-12)
+    for k in (1, 2, 3):
+        expected = sk.top_k_accuracy_score(rows.y, scores, k=k, **given)
+        assert metric_of(f"top_{k}_accuracy", 4).counted(scores, rows) == pytest.approx(expected, rel=1e-12)
+    for beta, average in ((2.0, "macro"), (0.5, "weighted")):
+        expected = sk.fbeta_score(rows.y, predicted(scores), beta=beta, average=average, **given)
+        assert metric_of(f"f{beta:g}_{average}", 4).counted(scores, rows) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["top_4_accuracy", "top_0_accuracy", "f0", "f2_binary", "top_2", "fbeta"])
+def test_names_that_stand_for_nothing(name: str) -> None:
+    with pytest.raises(ValueError, match="metric: "):
+        metric_of(name, 4)
+
+
+def test_smooth_top_k_is_the_loss_and_its_gradient() -> None:
+    scores, rows = case(4, weighted=False)
+    for noise in ("gumbel", "normal"):
+        leaf = torch.from_numpy(scores).requires_grad_()
+        loss = lossmith.TopKAccuracyLoss(2, noise, q=0.5)(leaf, torch.from_numpy(rows.y))
+        loss.backward()
+        found, grad = metric_of("top_2_accuracy", 4).loss(scores, rows, noise, 0.5)
+        assert found == pytest.approx(loss.item(), rel=1e-5)
+        assert leaf.grad is not None
+        np.testing.assert_allclose(grad, leaf.grad.numpy(), atol=1e-7)
 
 
 def test_counted_costs() -> None:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from lossmith.estimators.metrics import METRICS, Rows, metric_of
+from lossmith.estimators.metrics import METRICS, metric_of
 from lossmith.estimators.rule import CANDIDATES, best_offsets
+from lossmith.estimators.trained_metric import Rows
 
 SHIFTED = [name for name, metric in METRICS.items() if metric.shifts]
 

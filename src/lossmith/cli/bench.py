@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from lossmith.cli.screen import check_paths, print_table, progress
+from lossmith.cli.screen import check_metric, check_paths, print_table, progress
 from lossmith.errors import InputError, PerformanceWarning
 
 
@@ -161,8 +161,6 @@ def fit(tables: Path | None, metric: str, most: int, seed: int, out: Path | None
     the class last, such as the raw files of the KEEL collection. The times take some minutes, 43 tables an hour.
     """
     from lossmith.bench import fit as study
-    from lossmith.errors import near
-    from lossmith.estimators.metrics import METRICS
 
     if tables is None:
         with progress("fit", len(study.SHAPES)) as show:
@@ -172,8 +170,7 @@ def fit(tables: Path | None, metric: str, most: int, seed: int, out: Path | None
         else:
             print_table("fits with ten folds and ten penalties", *study.cost_table(results))
         return
-    if metric.replace("-", "_") not in METRICS:
-        raise InputError(f"--metric: unknown name {metric!r}; {near(metric, METRICS)}")
+    check_metric(metric)
     paths = study.tables_in(tables)
     if out:
         check_paths([out], "--out")

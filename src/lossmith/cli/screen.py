@@ -75,6 +75,20 @@ def check_paths(paths: Sequence[Path], option: str, make: bool = False) -> None:
             raise InputError(f"{path}: cannot write there (Is a directory); pass another with {option}")
 
 
+def check_metric(name: str) -> None:
+    """Refuse a name of ``--metric`` that estimators do not know.
+
+    Raises:
+        InputError: one line with the names that are near.
+    """
+    from lossmith.estimators.metrics import named
+
+    try:
+        named(name)
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
+
+
 def reason_of(error: OSError) -> str:
     """One line that says which path an operation failed at, where the system names one, and why."""
     path = error.filename if error.filename2 is None else error.filename2  # of a renaming, the one to be replaced

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from lossmith.cli.screen import check_paths, print_table, progress
-from lossmith.errors import InputError, near
+from lossmith.cli.screen import check_metric, check_paths, print_table, progress
+from lossmith.errors import InputError
 
 
 @click.command(short_help="Train a classifier for a metric on a table.")
@@ -31,10 +31,8 @@ def train(
     unless training for the metric gains more than its own error on inner folds.
     """
     from lossmith.data import load
-    from lossmith.estimators.metrics import METRICS
 
-    if metric.replace("-", "_") not in METRICS:
-        raise InputError(f"--metric: unknown name {metric!r}; {near(metric, METRICS)}")
+    check_metric(metric)
     for name, value, least in (("cv", cv, 2), ("caution", caution, 0)):
         if value < least:
             raise InputError(f"--{name}: expected {least} or more, got {value}")

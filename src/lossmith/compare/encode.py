@@ -7,12 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skrub import StringEncoder, TableVectorizer
-from torch import Tensor
 
 from lossmith.compare.plan import Indices, Plan
 
@@ -20,9 +18,9 @@ from lossmith.compare.plan import Indices, Plan
 class Part(NamedTuple):
     """Encoded rows to fit on and rows to score on, with their class codes."""
 
-    fit_x: Tensor
-    fit_y: Tensor
-    score_x: Tensor
+    fit_x: npt.NDArray[np.float32]
+    fit_y: npt.NDArray[np.int64]
+    score_x: npt.NDArray[np.float32]
     score_y: npt.NDArray[np.int64]
 
 
@@ -39,5 +37,4 @@ def encode(plan: Plan, fit_rows: Indices, score_rows: Indices) -> Part:
         warnings.simplefilter("ignore")  # about columns that are empty or constant in one part of a small table
         fit_x = encoder.fit_transform(features.iloc[fit_rows])
         score_x = encoder.transform(features.iloc[score_rows])
-    as_tensor = [torch.from_numpy(np.asarray(x, dtype=np.float32)) for x in (fit_x, score_x)]
-    return Part(as_tensor[0], torch.from_numpy(target[fit_rows]), as_tensor[1], target[score_rows])
+    return Part(np.asarray(fit_x, np.float32), target[fit_rows], np.asarray(score_x, np.float32), target[score_rows])

@@ -1,27 +1,75 @@
-"""The reported metrics: scikit-learn's, on predicted class codes, all from 0 to 1 and better when higher."""
+"""The metric that a comparison reports: that of the training, or any scorer of scikit-learn."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from scipy.special import log_softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import get_scorer, get_scorer_names
 
-Codes = npt.NDArray[np.int64]
-
-METRICS: dict[str, Callable[[Codes, Codes], float]] = {
-    "accuracy": accuracy_score,
-    "balanced-accuracy": balanced_accuracy_score,
-    "f1-macro": partial(f1_score, average="macro", zero_division=0.0),
-}
+from lossmith.errors import InputError, near
+from lossmith.estimators.metrics import metric_of
+from lossmith.estimators.trained_metric import Codes, Floats, Rows, both_classes, predicted
 
 
-def evaluate(metric: str, target: Codes, predicted: Codes) -> float:
-    """The metric of predictions against the truth."""
+class Unit(NamedTuple):
+    """How a metric is printed: multiplied by ``factor``, with so many ``digits``, ``name`` behind it."""
+
+    factor: float
+    digits: int
+    name: str
+
+
+PERCENT, PLAIN = Unit(100, 2, "%"), Unit(1, 4, "")
+
+
+class Scored(ClassifierMixin, BaseEstimator):
+    """A fitted classifier that is nothing but its scores for the rows to judge, for scikit-learn's scorers.
+
+    Args:
+        scores: (n, K), as in ``estimators.trained_metric``.
+    """
+
+    def __init__(self, scores: Floats) -> None:
+        self.scores = scores
+        self.classes_ = np.arange(max(scores.shape[1], 2))
+
+    def predict(self, X: Any) -> Codes:
+        """Class codes (n,)."""
+        return predicted(self.scores)
+
+    def predict_proba(self, X: Any) -> Floats:
+        """softmax of the scores, (n, C)."""
+        return np.asarray(np.exp(log_softmax(both_classes(self.scores), axis=1)))
+
+    def decision_function(self, X: Any) -> Floats:
+        """The scores; (n,) for two classes."""
+        return self.scores[:, 0] if self.scores.shape[1] == 1 else self.scores
+
+
+def check_judge(name: str) -> None:
+    """Refuse what is no scorer.
+
+    Raises:
+        InputError: with the names that are near.
+    """
+    if name not in get_scorer_names():
+        raise InputError(f"--judge: there is no scorer {name!r}; {near(name, get_scorer_names())}")
+
+
+def evaluate(metric: Any, judge: str | None, target: Codes, scores: Floats, classes: int) -> float:
+    """The scorer ``judge`` of scores (n, K) against class codes (n,), or without one the trained metric; better when higher."""
+    if judge is None:
+        return metric_of(metric, classes).counted(scores, Rows(target, np.ones(len(target)), classes))
     with warnings.catch_warnings():
-        # A class that is predicted but absent from a small held-out part is no news here.
-        warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
-        return float(METRICS[metric](target, predicted))
+        warnings.filterwarnings("ignore", category=UserWarning)  # a class that a small held-out part lacks
+        return float(get_scorer(judge)(Scored(scores), np.zeros((len(target), 1)), target))
+
+
+def unit_of(metric: Any, judge: str | None) -> Unit:
+    """Percent, except for what has no upper end at 1."""
+    name = judge or (metric if isinstance(metric, str) else "cost")
+    return PLAIN if name in ("log_loss", "cost", "d2_log_loss_score", "d2_brier_score") or name.startswith("neg_") else PERCENT

@@ -1,82 +1,133 @@
-"""What a comparison found, as cells of a table, as a sentence and as JSON."""
+"""What a comparison found: the answer in sentences, cells of a table, and JSON."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lossmith.catalogue import BASELINE
+from lossmith.compare.methods import BASELINE, CEILING, METHODS, PATH, RULE
+from lossmith.compare.metrics import Unit, unit_of
 from lossmith.compare.plan import Plan
-from lossmith.compare.statistics import Summary
+from lossmith.compare.statistics import Difference, Summary, difference
 
-COLUMNS = ("loss", "mean ± sd", "differs by", "95 % interval", "", "train s (×)")
+COLUMNS = ("method", "mean ± sd", "differs by", "95 % interval", "", "fit s (×)")
+WORDS = {BASELINE: "logistic regression", RULE: "logistic regression with its decision rule"}
 
 
-def cells(summary: Summary) -> tuple[str, ...]:
-    """One row of the table: percentages, and differences in percentage points."""
-    spread = "" if math.isnan(summary.spread) else f" ± {100 * summary.spread:.2f}"
-    if summary.loss == BASELINE:
+class Answer(NamedTuple):
+    """What to use, a sentence that says so, and what else there is to know; ``use`` is None where nothing can be said."""
+
+    use: str | None
+    text: str
+    more: tuple[str, ...] = ()
+
+
+def cells(summary: Summary, unit: Unit) -> tuple[str, ...]:
+    """One row of the table, in the metric's unit."""
+    spread = "" if math.isnan(summary.spread) else f" ± {_number(summary.spread, unit)}"
+    found = summary.difference
+    if summary.method == BASELINE:
         compared = ("", "baseline", "")
     else:
-        if summary.interval is not None:
-            interval = " to ".join(_points(end) for end in summary.interval)
-        elif len(summary.differences) == 1:
+        if found.interval is not None:
+            interval = _interval(found, unit)
+        elif len(found.values) == 1:
             interval = ""
         else:  # an interval of no width would claim too much
-            interval = "equal differences" if any(summary.differences) else "same scores"
-        compared = (_points(summary.difference), interval, summary.verdict)
-    return (
-        summary.loss,
-        f"{100 * summary.mean:.2f}{spread}",
-        *compared,
-        f"{summary.seconds:.2f} ({summary.slowdown:.1f})",
-    )
+            interval = "equal differences" if any(found.values) else "same scores"
+        compared = (_signed(found.mean, unit), interval, found.verdict)
+    time = f"{summary.seconds:.2f} ({summary.slowdown:.1f})"
+    return (summary.method, f"{_number(summary.mean, unit)}{spread}", *compared, time)
 
 
-def _points(value: float) -> str:
-    text = f"{100 * value:+.2f}".replace("-", "−")
-    return "0.00" if text in ("+0.00", "−0.00") else text
+def answer(plan: Plan, summaries: Sequence[Summary], ratio: float) -> Answer:
+    """What to use, what it gains, and how sure that is.
+
+    Args:
+        plan: what was compared.
+        summaries: of all methods.
+        ratio: n_test / n_train.
+    """
+    found = {summary.method: summary for summary in summaries}
+    base, unit = found[BASELINE], unit_of(plan.trained, plan.judge)
+    if len(base.scores) == 1:
+        return Answer(None, "A single split shows no spread: nothing can be said about the differences.")
+    if len(found) == 1:
+        return Answer(None, "Only logistic regression was fitted; name other methods to compare.")
+
+    def over(method: str, other: str) -> Difference:
+        return difference(found[method].scores, found[other].scores, ratio)
+
+    use = RULE if RULE in found and over(RULE, BASELINE).verdict == "better" else BASELINE
+    fair = RULE if RULE in found else BASELINE  # the opponent of training for the metric
+    more = []
+    if PATH in found and over(PATH, fair).verdict == "better" and found[PATH].mean >= found[use].mean:
+        use = PATH
+        what, gained = "Train for the metric", f", {_told(over(PATH, fair), unit)} over {WORDS[fair]}"
+    else:
+        what, gained = "Stay with logistic regression", ""
+        if use == RULE:
+            what, gained = "Tune the decision rule", f", {_told(over(RULE, BASELINE), unit)} over {WORDS[BASELINE]}"
+        if PATH in found:
+            more.append(_of_path(found[PATH], over(PATH, fair), WORDS[fair], unit))
+    if use == BASELINE and RULE in found:
+        more.append(f"Its decision rule changes that by {_told(over(RULE, BASELINE), unit)}.")
+    for name in found:
+        if (name == CEILING or name not in METHODS) and over(name, use).verdict == "better":
+            reached = "Boosted trees reach" if name == CEILING else f"The loss {name} reaches"
+            more.append(f"{reached} {_number(found[name].mean, unit)}, {_told(over(name, use), unit)} over that.")
+    return Answer(use, f"{what}: {plan.reported} {_number(found[use].mean, unit)}{unit.name and ' %'}{gained}.", tuple(more))
 
 
-def headline(plan: Plan, summaries: Sequence[Summary]) -> str:
-    """The outcome in one sentence or two."""
-    by_verdict = {verdict: [s.loss for s in summaries if s.verdict == verdict] for verdict in ("better", "worse")}
-    parts = [
-        f"{_join(losses)} {'did' if len(losses) == 1 else 'each did'} {verdict} than {BASELINE}"
-        for verdict, losses in by_verdict.items()
-        if losses
-    ]
-    if len(summaries) == 1:
-        return f"Only {BASELINE} was run; name other losses to compare."
-    if len(summaries[1].differences) == 1:
-        return "A single split shows no spread: nothing can be said about the differences."
-    if not parts:
-        return f"No loss differs from {BASELINE} in {plan.metric} by more than the splits themselves do."
-    rest = [s.loss for s in summaries if not s.verdict and s.loss != BASELINE]
-    tail = f"; for {_join(rest)} the interval includes zero" if rest else ""
-    return f"In {plan.metric}, {' and '.join(parts)}{tail}."
+def _of_path(path: Summary, gained: Difference, other: str, unit: Unit) -> str:
+    if not any(gained.values):
+        return f"Training for the metric gained nothing on the inner folds of any split, so it was left out."
+    where = f"taken in {path.taken} of {len(path.scores)} splits" if path.taken is not None else ""
+    sure = "which is worse" if gained.verdict == "worse" else "no more than the splits themselves differ"
+    return f"Training for the metric, {where}, changes {other} by {_told(gained, unit)}: {sure}."
 
 
-def _join(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+def _told(found: Difference, unit: Unit) -> str:
+    """ "+2.10 points (95 % interval +0.40 to +3.80; probability of a gain 0.98)"."""
+    points = " points" if unit.name else ""
+    if found.interval is None or found.chance is None:
+        return f"{_signed(found.mean, unit)}{points}"
+    chance = "above 0.99" if found.chance > 0.99 else "below 0.01" if found.chance < 0.01 else f"{found.chance:.2f}"
+    return f"{_signed(found.mean, unit)}{points} (95 % interval {_interval(found, unit)}; probability of a gain {chance})"
 
 
-def as_json(plan: Plan, summaries: Sequence[Summary], report: Path) -> dict[str, Any]:
+def _number(value: float, unit: Unit) -> str:
+    return f"{unit.factor * value:.{unit.digits}f}".replace("-", "−")
+
+
+def _signed(value: float, unit: Unit) -> str:
+    text = f"{unit.factor * value:+.{unit.digits}f}".replace("-", "−")
+    return text[1:] if float(text[1:]) == 0 else text
+
+
+def _interval(found: Difference, unit: Unit) -> str:
+    return " to ".join(_signed(end, unit) for end in found.interval or ())
+
+
+def as_json(plan: Plan, summaries: Sequence[Summary], found: Answer, report: Path) -> dict[str, Any]:
     """The outcome for programs: fractions, not percentages; seconds."""
     return {
         "settings": plan.settings | {"repeats": plan.repeats, "rows": len(plan.data.target)},
-        "headline": headline(plan, summaries),
-        "losses": [
+        "use": found.use,
+        "answer": found.text,
+        "more": found.more,
+        "methods": [
             {
-                "loss": s.loss,
+                "method": s.method,
                 "mean": s.mean,
                 "sd": None if math.isnan(s.spread) else s.spread,
-                "difference": s.difference,
-                "interval": s.interval,
-                "verdict": s.verdict,
-                "train_seconds": s.seconds,
+                "difference": s.difference.mean,
+                "interval": s.difference.interval,
+                "chance": s.difference.chance,
+                "verdict": s.difference.verdict,
+                "seconds": s.seconds,
                 "slowdown": s.slowdown,
                 "diverged": s.diverged,
                 "scores": s.scores,

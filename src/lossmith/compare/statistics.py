@@ -9,23 +9,48 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lossmith.catalogue import BASELINE
+from lossmith.compare.methods import BASELINE, PATH
 from lossmith.compare.store import Row
 
 
 @dataclass(frozen=True)
-class Summary:
-    """One loss over all splits. ``differences`` are its scores minus the baseline's, split by split."""
+class Difference:
+    """How much higher one method's scores are than another's, split by split.
 
-    loss: str
+    Args:
+        values: one a split.
+        interval: 95 % of the mean; None for a single split, and for equal values.
+        chance: probability that the mean is above 0; None where there is no interval.
+    """
+
+    values: tuple[float, ...]
+    interval: tuple[float, float] | None
+    chance: float | None
+
+    @property
+    def mean(self) -> float:
+        """Of the values."""
+        return float(np.mean(self.values))
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says: "better", "worse", or "" where it does not exclude zero."""
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+            return ""
+        return "better" if self.interval[0] > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method over all splits; ``difference`` is from the baseline."""
+
+    method: str
     scores: tuple[float, ...]
-    differences: tuple[float, ...]
-    interval: (
-        tuple[float, float] | None
-    )  # 95 % of the mean difference; None for the baseline, a single split, and equal differences
-    seconds: float  # median of the trainings
+    difference: Difference
+    seconds: float  # median of the fits, tuning included
     slowdown: float  # median over splits of the time relative to the baseline's
-    diverged: int  # trainings whose last loss was not finite
+    diverged: int = 0  # trainings whose last loss was not finite
+    taken: int | None = None  # splits in which a point trained for the metric was taken; None for other methods
 
     @property
     def mean(self) -> float:
@@ -36,18 +61,6 @@ class Summary:
     def spread(self) -> float:
         """Standard deviation of the scores over splits; nan for a single one."""
         return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else math.nan
-
-    @property
-    def difference(self) -> float:
-        """Mean difference from the baseline."""
-        return float(np.mean(self.differences))
-
-    @property
-    def verdict(self) -> str:
-        """What the interval says: "better", "worse", or "" where it does not exclude zero."""
-        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
-            return ""
-        return "better" if self.interval[0] > 0 else "worse"
 
 
 def corrected_interval(
@@ -82,25 +95,47 @@ def corrected_interval(
     return mean - half, mean + half
 
 
+def difference(scores: Sequence[float], others: Sequence[float], test_train_ratio: float) -> Difference:
+    r"""``scores`` minus ``others``, paired by split.
+
+    The chance is that of the correlated Bayesian t-test: the posterior of the mean is a Student's t of J − 1 degrees of freedom
+    around the mean difference, with the scale of ``corrected_interval``. Source: Corani & Benavoli, "A Bayesian approach for
+    comparing cross-validated algorithms on multiple data sets", Machine Learning 100 (2015).
+    """
+    values = tuple(float(a - b) for a, b in zip(scores, others, strict=True))
+    interval = corrected_interval(values, test_train_ratio)
+    chance = None
+    if interval is not None:
+        error = math.sqrt((1 / len(values) + test_train_ratio) * float(np.var(values, ddof=1)))
+        chance = float(stats.t.cdf(float(np.mean(values)) / error, len(values) - 1))
+    return Difference(values, interval, chance)
+
+
+def ratio_of(rows: Sequence[Row]) -> float:
+    """n_test / n_train, the mean over rows."""
+    return float(np.mean([row["test_rows"] / row["train_rows"] for row in rows]))
+
+
 def summarize(rows: Sequence[Row]) -> list[Summary]:
-    """One summary a loss, the baseline first, the others from best to worst; rows must cover the same splits for all."""
-    by_loss: dict[str, dict[tuple[int, int], Row]] = {}
+    """One summary a method, the baseline first, the others from best to worst; rows must cover the same splits for all."""
+    by_method: dict[str, dict[tuple[int, int], Row]] = {}
     for row in rows:
-        by_loss.setdefault(row["loss"], {})[row["repeat"], row["fold"]] = row
-    baseline = by_loss[BASELINE]
-    ratio = float(np.mean([row["test_rows"] / row["train_rows"] for row in baseline.values()]))
+        by_method.setdefault(row["method"], {})[row["repeat"], row["fold"]] = row
+    baseline, ratio = by_method[BASELINE], ratio_of(rows)
     summaries = []
-    for loss, splits in by_loss.items():
-        differences = tuple(splits[split]["score"] - baseline[split]["score"] for split in splits)
+    for method, splits in by_method.items():
+        scores = tuple(row["score"] for row in splits.values())
+        compared = difference(scores, [baseline[split]["score"] for split in splits], ratio)
+        taken = [row["took_metric"] for row in splits.values() if "took_metric" in row]
         summaries.append(
             Summary(
-                loss=loss,
-                scores=tuple(row["score"] for row in splits.values()),
-                differences=differences,
-                interval=None if loss == BASELINE else corrected_interval(differences, ratio),
-                seconds=float(np.median([row["train_seconds"] for row in splits.values()])),
-                slowdown=float(np.median([splits[s]["train_seconds"] / baseline[s]["train_seconds"] for s in splits])),
-                diverged=sum(row["curve"][-1][0] is None for row in splits.values()),
+                method=method,
+                scores=scores,
+                difference=compared,
+                seconds=float(np.median([row["seconds"] for row in splits.values()])),
+                slowdown=float(np.median([splits[s]["seconds"] / baseline[s]["seconds"] for s in splits])),
+                diverged=sum(row["curve"][-1][0] is None for row in splits.values() if "curve" in row),
+                taken=sum(taken) if method == PATH else None,
             )
         )
-    return sorted(summaries, key=lambda s: (s.loss != BASELINE, -s.mean))
+    return sorted(summaries, key=lambda s: (s.method != BASELINE, -s.mean))

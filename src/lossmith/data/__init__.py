@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,9 @@ class Dataset:
     """A classification task as it came: columns of any type, missing values in place, nothing encoded or scaled.
 
     ``features`` has n rows; ``target`` is int64 of shape (n,), where ``target[i]`` is the index of row i's label in
-    ``classes``, which is sorted (labels that are all numbers as numbers). ``name`` is that of the built-in set or the
-    file's stem. ``fingerprint`` is 16 hexadecimal digits of a SHA-256 over column names, values and target: equal
-    content has equal fingerprints, in every process and on every machine.
+    ``classes``, which is sorted (labels that are all numbers as numbers) unless ``with_positive`` was called. ``name`` is that
+    of the built-in set or the file's stem. ``fingerprint`` is 16 hexadecimal digits of a SHA-256 over column names, values and
+    target: equal content has equal fingerprints, in every process and on every machine.
     """
 
     name: str
@@ -47,6 +47,20 @@ class Dataset:
     classes: tuple[str, ...]
     target_name: str
     fingerprint: str
+
+    def with_positive(self, label: str) -> Dataset:
+        """The same with ``label``, one of two classes, as the last.
+
+        Raises:
+            InputError: it is no class, or there are more than two.
+        """
+        if label not in self.classes or len(self.classes) != 2:
+            raise InputError(
+                f"--positive: expected one of two classes, got {label!r}; the classes are {', '.join(self.classes)}"
+            )
+        if label == self.classes[1]:
+            return self
+        return replace(self, target=1 - self.target, classes=self.classes[::-1])
 
 
 def load(source: str, target: str | None = None) -> Dataset:

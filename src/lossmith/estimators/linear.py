@@ -18,10 +18,11 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
-from lossmith.estimators.metrics import Codes, Floats, Rows, TrainedMetric, both_classes, metric_of, predicted
+from lossmith.estimators.metrics import metric_of
 from lossmith.estimators.path import STAGES, Point, Training, likelihood_path, metric_path, scores_of
 from lossmith.estimators.rule import best_offsets
 from lossmith.estimators.selection import Fold, Selection, choose, folds_of
+from lossmith.estimators.trained_metric import Codes, Floats, Rows, TrainedMetric, both_classes, predicted
 
 NOISES = ("gumbel", "normal", "logistic")
 SMALL = 100_000_000  # rows · features · classes up to which one thread is faster than two
@@ -100,9 +101,10 @@ class MetricClassifier(LinearMetricClassifier):
     never below that of logistic regression.
 
     Args:
-        metric: "accuracy", "balanced_accuracy", "f1", "jaccard" (class 1 of two; "_macro", "_micro" and "_weighted" for more),
-            "roc_auc", "average_precision" ("_ovr" for more than two); a matrix of costs (C, C), row y those of each decision
-            where y is true; what ``lossmith.metric`` made, or a loss of counts such as ``FBetaLoss(2.0)``.
+        metric: "accuracy", "balanced_accuracy", "top_3_accuracy", "f1", "f2", "jaccard" (class 1 of two; "_macro", "_micro" and
+            "_weighted" for more), "roc_auc", "average_precision" ("_ovr" for more than two), "log_loss"; a matrix of costs
+            (C, C), row y those of each decision where y is true; what ``lossmith.metric`` made, or a loss of counts such as
+            ``FBetaLoss(2.0)``.
         C: inverse strength of the penalty, as in ``LogisticRegression``, > 0.
         sharpness: by how much the noise is narrower than the likelihood's, ≥ 1.
         q: from metric to loss (N6); 1 is likelihood for accuracy, 0 the smooth metric itself.
@@ -191,6 +193,7 @@ class MetricClassifierCV(LinearMetricClassifier):
         Cs: inverse strengths of the penalty; an integer stands for so many from 1e-4 to 1e4, evenly in the logarithm.
         cv: folds: an integer k stands for k stratified folds, twice; or a splitter, or an iterable of (train, test) indices.
         caution: corrected standard errors (Nadeau & Bengio, 2003) that the gain has to exceed, ≥ 0; infinity: no metric point.
+        decision_rule: whether step 2 is taken; without it, likelihood is judged as it is.
         noise, fit_intercept, class_weight, tol, max_iter: as in ``MetricClassifier``.
         n_jobs: folds that are fitted at the same time, as in scikit-learn.
         random_state: of the folds, where ``cv`` is an integer. 0: equal data give equal classifiers.
@@ -222,6 +225,7 @@ class MetricClassifierCV(LinearMetricClassifier):
         "Cs": [Interval(Integral, 1, None, closed="left"), "array-like"],
         "cv": ["cv_object"],
         "caution": [Interval(Real, 0, None, closed="both")],
+        "decision_rule": ["boolean"],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
     }
@@ -233,6 +237,7 @@ class MetricClassifierCV(LinearMetricClassifier):
         Cs: Any = 10,
         cv: Any = 5,
         caution: float = 0.75,
+        decision_rule: bool = True,
         noise: str = "gumbel",
         fit_intercept: bool = True,
         class_weight: Any = None,
@@ -245,6 +250,7 @@ class MetricClassifierCV(LinearMetricClassifier):
         self.Cs = Cs
         self.cv = cv
         self.caution = caution
+        self.decision_rule = decision_rule
         self.noise = noise
         self.fit_intercept = fit_intercept
         self.class_weight = class_weight
@@ -268,7 +274,8 @@ class MetricClassifierCV(LinearMetricClassifier):
 
         likelihood = parallel(delayed(_likelihood)(data, fold, self.Cs_, self.tol, self.max_iter) for fold in folds)
         held_scores = [[scores_of(X[held], coef) for coef in coefs] for (_, held), coefs in zip(folds, likelihood, strict=True)]
-        judge = Judge(metric, Rows(rows.y, judged, rows.classes), [held for _, held in folds])
+        rule = metric.shifts and self.decision_rule
+        judge = Judge(metric, Rows(rows.y, judged, rows.classes), [held for _, held in folds], rule)
         self.likelihood_scores_ = np.array(
             [[judge.one(scores, held) for scores in of_fold] for (_, held), of_fold in zip(folds, held_scores, strict=True)]
         )
@@ -319,7 +326,7 @@ class MetricClassifierCV(LinearMetricClassifier):
             with _few_threads(data):
                 steps = metric_path(data, metric, coef, point.C, self.noise, stages)
             coef, iterations = _tempered(data, steps[-1].coef), iterations + sum(step.iterations for step in steps)
-        elif metric.shifts:
+        elif judge.rule:
             coef = coef.copy()
             coef[:, -1] += judge.offsets([of_fold[at] for of_fold in held_scores])
         self._set(coef)
@@ -335,16 +342,17 @@ class MetricClassifierCV(LinearMetricClassifier):
 
 
 class Judge:
-    """The counted metric on held-out rows, after the decision rule for a metric that has one.
+    """The counted metric on held-out rows, after the decision rule where there is one.
 
     Args:
         metric: what is counted.
         rows: all rows, weighted for judging.
         held: the rows that each fold holds out.
+        rule: whether there is a decision rule.
     """
 
-    def __init__(self, metric: TrainedMetric, rows: Rows, held: list[Codes]) -> None:
-        self.metric, self.rows, self.held = metric, rows, held
+    def __init__(self, metric: TrainedMetric, rows: Rows, held: list[Codes], rule: bool) -> None:
+        self.metric, self.rows, self.held, self.rule = metric, rows, held, rule
 
     def one(self, scores: Floats, held: Codes) -> float:
         """The metric of scores of the rows ``held``, as they are; 0 if these weigh nothing."""
@@ -353,7 +361,7 @@ class Judge:
 
     def scores(self, of_folds: list[Floats]) -> list[float]:
         """The metric of each fold; with a decision rule, one that is tuned on the rows of the other folds alone."""
-        if not self.metric.shifts:
+        if not self.rule:
             return [self.one(scores, held) for scores, held in zip(of_folds, self.held, strict=True)]
         found = []
         for j, (scores, held) in enumerate(zip(of_folds, self.held, strict=True)):

@@ -1,21 +1,11 @@
-r"""The metrics that estimators train and judge by: counted on predictions, and smooth with a gradient.
-
-A smooth metric is that of the classifier with noise on its scores. From p_ik, the probability that it predicts k for sample i,
-the weights w_i and the classes y_i come, as for the losses of ``lossmith.losses``,
-
-    mean metrics:   m = Σ_i w_i v_i p_{i,y_i} / Σ_i w_i v_i,      loss Σ_i w_i v_i · −log_q(p_{i,y_i}) / Σ_i w_i v_i
-    count metrics:  m(tp, predicted, support) from tp_k = Σ_{y_i=k} w_i p_ik and predicted_k = Σ_i w_i p_ik,  loss −log_q(m)
-    rankings:       the expected AUC or average precision, loss −log_q(m)
-
-with v_i = 1 for accuracy and 1 / (weight of class y_i) for balanced accuracy. All in float64; gradients are in the scores.
-"""
+"""The metrics that estimators train and judge by, each by its name."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import re
+from abc import abstractmethod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,86 +15,20 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from lossmith.errors import near
-from lossmith.functional import argmax_log_prob, argmax_log_probs, expected_auc, expected_average_precision
+from lossmith.estimators.trained_metric import (
+    TINY,
+    Codes,
+    Floats,
+    Rows,
+    TrainedMetric,
+    both_classes,
+    log_probabilities,
+    power,
+    predicted,
+)
+from lossmith.functional import argmax_log_prob, expected_auc, expected_average_precision, topk_log_prob
 from lossmith.losses.confusion_matrix import ConfusionLoss, Counts
 from lossmith.losses.own_metric import Metric
-
-Floats = npt.NDArray[np.float64]
-Codes = npt.NDArray[np.int64]
-TINY = 1e-300  # what a metric of 0 counts as, in its logarithm
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a metric looks at beside the scores."""
-
-    y: Codes  # (n,) class codes 0 … C − 1
-    weight: Floats  # (n,)
-    classes: int  # C
-
-
-class TrainedMetric(ABC):
-    """A metric in [0, 1], better when higher.
-
-    Scores are (n, C) float64, or (n, 1) for two classes: the lead of class 1, as ``decision_function`` has it.
-    """
-
-    name: str
-    shifts: ClassVar[bool] = False  # whether an offset for each class may raise it, of a classifier fitted by likelihood
-    perfect: ClassVar[float] = 1.0  # the highest value
-    from_counts: ClassVar[bool] = True  # whether ``of_steps`` gives it, where it ``shifts``
-
-    def check(self, classes: int) -> None:  # noqa: B027
-        """Refuse a number of classes that it is not for."""
-
-    def of_steps(self, tp: Floats, predicted: Floats, support: Floats) -> Floats:
-        """The metric (steps,) of true positives and predictions, (steps, C), and the weights of the classes, (C,)."""
-        raise NotImplementedError
-
-    @abstractmethod
-    def counted(self, scores: Floats, rows: Rows) -> float:
-        """The metric of the classifier without noise."""
-
-    @abstractmethod
-    def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
-        """−log_q of the smooth metric at scale 1, and its gradient in the scores."""
-
-
-def predicted(scores: Floats) -> Codes:
-    """The class of each row, (n,): the first of the highest, class 0 for a lead of 0."""
-    return (scores[:, 0] > 0).astype(np.int64) if scores.shape[1] == 1 else scores.argmax(1)
-
-
-def power(log_m: Floats, q: float) -> tuple[Floats, Floats]:
-    """−log_q(m) (N6) of log m ≤ 0, and minus its derivative in log m, m^(1 − q)."""
-    slope = np.exp((1 - q) * log_m)
-    return (-log_m if q == 1 else -np.expm1((1 - q) * log_m) / (1 - q)), slope
-
-
-def both_classes(scores: Floats) -> Floats:
-    """Scores of both classes, (n, 2), from the lead of the second, (n, 1); others as they are."""
-    return np.concatenate([np.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
-
-
-def log_probabilities(scores: Floats, noise: str) -> tuple[Floats, Any]:
-    """log p of every class, (n, C), and the function from a gradient in log p to the gradient in the scores."""
-    whole = both_classes(scores)
-    if noise == "gumbel":
-        log_p = log_softmax(whole, axis=1)
-
-        def pull(grad: Floats) -> Floats:
-            back = grad - np.exp(log_p) * grad.sum(1, keepdims=True)
-            return back[:, 1:] if scores.shape[1] == 1 else back
-
-        return log_p, pull
-    leaf = torch.from_numpy(whole).requires_grad_()
-    found = argmax_log_probs(leaf, noise=noise)
-
-    def pull_torch(grad: Floats) -> Floats:
-        (back,) = torch.autograd.grad(found, leaf, torch.from_numpy(np.ascontiguousarray(grad)))
-        return back.numpy()[:, 1:] if scores.shape[1] == 1 else back.numpy()
-
-    return found.detach().numpy(), pull_torch
 
 
 class Accuracy(TrainedMetric):
@@ -161,6 +85,47 @@ class BalancedAccuracy(Accuracy):
         return np.divide(rows.weight, by_class[rows.y], out=np.zeros_like(rows.weight), where=rows.weight > 0)
 
 
+class TopKAccuracy(TrainedMetric):
+    """The weighted share of rows whose class is among those of the k highest scores; of equal scores, the first count."""
+
+    def __init__(self, k: int) -> None:
+        self.k, self.name = k, f"top_{k}_accuracy"
+
+    def check(self, classes: int) -> None:
+        """Refuse a k that takes no class, or all."""
+        if not 1 <= self.k < classes:
+            raise ValueError(f"metric: expected k from 1 to {classes - 1} for {classes} classes, got {self.name!r}")
+
+    def counted(self, scores: Floats, rows: Rows) -> float:
+        """The weighted share."""
+        highest = np.argsort(-both_classes(scores), axis=1, kind="stable")[:, : self.k]
+        return float(rows.weight @ (highest == rows.y[:, None]).any(1) / rows.weight.sum())
+
+    def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
+        """See ``TrainedMetric``; in float32, for which there are kernels."""
+        leaf = torch.from_numpy(both_classes(scores).astype(np.float32)).requires_grad_()
+        log_p = topk_log_prob(leaf, torch.from_numpy(rows.y), self.k, noise=noise)
+        weight = rows.weight / rows.weight.sum()
+        losses, slope = power(log_p.detach().numpy().astype(np.float64), q)
+        (back,) = torch.autograd.grad(log_p, leaf, torch.from_numpy((-weight * slope).astype(np.float32)))
+        return float(weight @ losses), back.numpy().astype(np.float64)[:, -scores.shape[1] :]
+
+
+class LogLoss(TrainedMetric):
+    """Minus the mean cross-entropy of the probabilities, in nats: what likelihood itself trains."""
+
+    name, perfect = "log_loss", 0.0
+
+    def counted(self, scores: Floats, rows: Rows) -> float:
+        """Minus the weighted mean."""
+        own = log_softmax(both_classes(scores), axis=1)[np.arange(len(scores)), rows.y]
+        return float(rows.weight @ own / rows.weight.sum())
+
+    def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
+        """Cross-entropy whatever the noise and q."""
+        return Accuracy().loss(scores, rows, "gumbel", 1.0)
+
+
 class OfCounts(TrainedMetric):
     """A metric of each class's true positives, predictions and weight, averaged over the classes."""
 
@@ -200,7 +165,7 @@ class Counted(OfCounts):
 
     def __init__(self, kind: str, average: str, beta: float = 1.0) -> None:
         self.kind, self.average, self.beta = kind, average, beta
-        self.name = kind + ("1" if kind == "f" else "") + ("" if average == "binary" else f"_{average}")
+        self.name = kind + (f"{beta:g}" if kind == "f" else "") + ("" if average == "binary" else f"_{average}")
 
     def check(self, classes: int) -> None:
         """Refuse more than two classes for one class's metric."""
@@ -376,15 +341,34 @@ def _support(rows: Rows) -> Floats:
 
 
 AVERAGES = ("macro", "micro", "weighted")
+F_BETA = re.compile(rf"f(\d+(?:\.\d+)?)(?:_({'|'.join(AVERAGES)}))?")
+TOP_K = re.compile(r"top_(\d+)_accuracy")
 METRICS: dict[str, TrainedMetric] = {
     metric.name: metric
     for metric in (
         Accuracy(),
         BalancedAccuracy(),
+        LogLoss(),
         *(Counted(kind, average) for kind in ("f", "jaccard") for average in ("binary", *AVERAGES)),
         *(Ranking(kind, average) for kind in ("roc_auc", "average_precision") for average in ("", "ovr")),
     )
 }
+
+
+def named(name: str) -> TrainedMetric:
+    """The metric of a name in METRICS, of "f2" or "f0.5_macro" (F-beta), or of "top_3_accuracy"; hyphens count as "_".
+
+    Raises:
+        ValueError: no metric has the name.
+    """
+    plain = name.replace("-", "_")
+    if plain in METRICS:
+        return METRICS[plain]
+    if (f := F_BETA.fullmatch(plain)) and float(f[1]) > 0:
+        return Counted("f", f[2] or "binary", float(f[1]))
+    if top := TOP_K.fullmatch(plain):
+        return TopKAccuracy(int(top[1]))
+    raise ValueError(f"metric: unknown name {name!r}; {near(plain, METRICS)}, or 'f2' for F-beta, or 'top_3_accuracy'")
 
 
 def metric_of(given: Any, classes: int) -> TrainedMetric:
@@ -395,10 +379,7 @@ def metric_of(given: Any, classes: int) -> TrainedMetric:
         TypeError: none of these.
     """
     if isinstance(given, str):
-        name = given.replace("-", "_")
-        if name not in METRICS:
-            raise ValueError(f"metric: unknown name {given!r}; {near(name, METRICS)}")
-        found = METRICS[name]
+        found = named(given)
     elif isinstance(given, ConfusionLoss):
         found = Own(given)
     elif isinstance(given, Metric):

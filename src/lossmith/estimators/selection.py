@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import RepeatedStratifiedKFold, check_cv
 
-from lossmith.estimators.metrics import Codes, Floats
 from lossmith.estimators.path import Point
+from lossmith.estimators.trained_metric import Codes, Floats
 
 REPEATS = 2
 CLOSE = 1e-12  # metrics that differ by less are ties

@@ -67,14 +67,8 @@ class TableModel:
         Raises:
             InputError: the label is no class, or the metric not for so many classes.
         """
-        classes = list(data.classes)
         if positive is not None:
-            if positive not in classes or len(classes) != 2:
-                raise InputError(
-                    f"--positive: expected one of two classes, got {positive!r}; the classes are {', '.join(classes)}"
-                )
-            classes.sort(key=lambda label: label == positive)
-        code = np.array([classes.index(label) for label in data.classes])
+            data = data.with_positive(positive)
         columns = {str(name): _kind(column) for name, column in data.features.items()}
         numbers = [name for name, kind in columns.items() if kind == NUMBER]
         texts = [name for name, kind in columns.items() if kind == TEXT]
@@ -91,10 +85,10 @@ class TableModel:
             warnings.simplefilter("ignore")  # about columns that are empty
             X = encoder.fit_transform(_typed(data.features, columns, data.name))
         try:
-            classifier.fit(X, code[data.target])
+            classifier.fit(X, data.target)
         except ValueError as error:
             raise InputError(f"{data.name}: {error}") from None
-        return cls(columns, classes, data.target_name, encoder, classifier)
+        return cls(columns, list(data.classes), data.target_name, encoder, classifier)
 
     def predict(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
         """The label of each row, and the probability of each class.
