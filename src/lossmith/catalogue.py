@@ -14,7 +14,6 @@ from lossmith.training import TrainingConfig
 
 Settings = Mapping[str, Any]
 
-BASELINE = "cross-entropy"
 ANNEAL = (10.0, 0.01)  # of the scale, on scores of variance 1: the range that EXACT's tabular runs use
 
 # What every loss tunes. The first value of each is the default; trial 0 takes the defaults.
@@ -53,8 +52,8 @@ class Candidate:
 
 
 CANDIDATES: dict[str, Candidate] = {
-    BASELINE: Candidate(
-        "softmax cross-entropy, the baseline",
+    "cross-entropy": Candidate(
+        "softmax cross-entropy",
         "#1f4e79",
         lambda: AccuracyLoss("gumbel", reduction="none"),
         lambda classes, s: nn.CrossEntropyLoss(),

@@ -101,7 +101,7 @@ def test_another_format_is_told(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("iris", "--metric", "f2"), "--metric: unknown name 'f2'"),
+        (("iris", "--metric", "f2_"), "--metric: unknown name 'f2_'"),
         (("iris", "--metric", "f1"), "metric: 'f1' is for two classes, got 3"),
         (("breast-cancer", "--positive", "maybe"), "--positive: expected one of two classes, got 'maybe'"),
         (("breast-cancer", "--cv", "1"), "--cv: expected 2 or more, got 1"),

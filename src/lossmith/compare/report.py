@@ -57,8 +57,8 @@ def answer(plan: Plan, summaries: Sequence[Summary], ratio: float) -> Answer:
     if len(found) == 1:
         return Answer(None, "Only logistic regression was fitted; name other methods to compare.")
 
-    def over(method: str, other: str) -> Difference:
-        return difference(found[method].scores, found[other].scores, ratio)
+    def over(method: str, opponent: str) -> Difference:
+        return difference(found[method].scores, found[opponent].scores, ratio)
 
     use = RULE if RULE in found and over(RULE, BASELINE).verdict == "better" else BASELINE
     fair = RULE if RULE in found else BASELINE  # the opponent of training for the metric
@@ -81,12 +81,12 @@ def answer(plan: Plan, summaries: Sequence[Summary], ratio: float) -> Answer:
     return Answer(use, f"{what}: {plan.reported} {_number(found[use].mean, unit)}{unit.name and ' %'}{gained}.", tuple(more))
 
 
-def _of_path(path: Summary, gained: Difference, other: str, unit: Unit) -> str:
+def _of_path(path: Summary, gained: Difference, opponent: str, unit: Unit) -> str:
     if not any(gained.values):
-        return f"Training for the metric gained nothing on the inner folds of any split, so it was left out."
+        return "Training for the metric gained nothing on the inner folds of any split, so it was left out."
     where = f"taken in {path.taken} of {len(path.scores)} splits" if path.taken is not None else ""
     sure = "which is worse" if gained.verdict == "worse" else "no more than the splits themselves differ"
-    return f"Training for the metric, {where}, changes {other} by {_told(gained, unit)}: {sure}."
+    return f"Training for the metric, {where}, changes {opponent} by {_told(gained, unit)}: {sure}."
 
 
 def _told(found: Difference, unit: Unit) -> str:
