@@ -249,7 +249,7 @@ class Own(OfCounts):
     """The metric of a ``ConfusionLoss`` for several classes or "binary", such as ``lossmith.metric`` makes."""
 
     def __init__(self, loss: ConfusionLoss) -> None:
-        self.of_counts, self.average, self.name = loss.of_counts, loss.average, type(loss).__name__
+        self.given, self.of_counts, self.average, self.name = loss, loss.of_counts, loss.average, type(loss).__name__
         if loss.task != "multiclass" or loss.average == "none":
             raise ValueError(f"metric: expected task='multiclass' and an average, got {loss.task!r} and {loss.average!r}")
 
