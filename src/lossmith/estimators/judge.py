@@ -25,10 +25,14 @@ class Judge:
         rows = self._at(held)
         return self.metric.counted(scores, rows) if rows.weight.any() else 0.0
 
+    def plain_scores(self, of_folds: list[Floats]) -> list[float]:
+        """The metric of each fold, as the scores are."""
+        return [self.one(scores, held) for scores, held in zip(of_folds, self.held, strict=True)]
+
     def scores(self, of_folds: list[Floats]) -> list[float]:
         """The metric of each fold; with a decision rule, one that is tuned on the rows of the other folds alone."""
         if not self.metric.shifts:
-            return [self.one(scores, held) for scores, held in zip(of_folds, self.held, strict=True)]
+            return self.plain_scores(of_folds)
         found = []
         for j, (scores, held) in enumerate(zip(of_folds, self.held, strict=True)):
             others = [i for i in range(len(self.held)) if i != j]
