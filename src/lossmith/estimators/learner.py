@@ -1,8 +1,8 @@
 """A network in training by Lightning Fabric: on one device, or on several, where each rank has a share of every batch.
 
-All ranks know the same batches, those that one process would have, and a rank takes every world-th row of each. A loss is that of
-all ranks' rows, and DDP averages the gradients, so the weights are those of one process, but for rounding and for what modules
-draw at random.
+All ranks know the same batches, those that one process would have, and a rank takes every world-th row of each. A loss is that
+of all ranks' rows, and DDP averages the gradients, so the weights are those of one process, but for rounding and for what
+modules draw at random.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def predicted_scores(network: nn.Module, X: Floats, classes: int) -> Floats:
     parameter = next(network.parameters())
     with torch.no_grad():
         parts = [
-            log_probabilities(network, part.to(parameter), classes).double().cpu()
-            for part in torch.from_numpy(np.ascontiguousarray(X)).split(AT_ONCE)
+            log_probabilities(network, torch.tensor(X[i : i + AT_ONCE]).to(parameter), classes).double().cpu()
+            for i in range(0, len(X), AT_ONCE)
         ]
     log_p = torch.cat(parts).numpy()
     return np.asarray(log_p[:, 1:] - log_p[:, :1] if classes == 2 else log_p)

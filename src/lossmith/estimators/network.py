@@ -111,7 +111,7 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
 
     >>> from sklearn.datasets import load_iris
     >>> X, y = load_iris(return_X_y=True)
-    >>> MetricNetworkClassifier("accuracy", hidden_layer_sizes=8, epochs=20, cv=2).fit(X, y).score(X, y) > 0.9
+    >>> MetricNetworkClassifier("accuracy", hidden_layer_sizes=8, patience=5, cv=2).fit(X, y).score(X, y) > 0.9
     True
     """
 
@@ -178,7 +178,8 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
         split_params = self._split_params(params)
         X, rows, judged = self._rows(X, y, sample_weight)
         metric = metric_of(self.metric, rows.classes)
-        X = X.astype(np.float64 if str(self.precision).startswith("64") else np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            X = X.astype(np.float64 if str(self.precision).startswith("64") else np.float32, copy=False)
         if not np.isfinite(X).all():
             raise ValueError("X: expected features that float32 holds, got larger ones; standardise them or take '64-true'")
         seed = fabric.broadcast(int(check_random_state(self.random_state).randint(2**31 - 1)))
@@ -192,8 +193,8 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
             likelihood = self._follow(learners, held, judge.scores, self.epochs, metric.perfect)
             if not likelihood.points:
                 raise ValueError("X: expected features on which a loss is finite; standardise them or lower learning_rate")
-            if len(likelihood.points) == self.epochs and likelihood.best > self.epochs - self.patience - 1 > 0:
-                text = f"cross-entropy still rose in the last {self.patience} of {self.epochs} epochs; raise epochs"
+            if len(likelihood.points) == self.epochs and self.epochs - 1 - likelihood.best < self.patience:
+                text = f"cross-entropy still rose in the last {self.patience} epochs of {self.epochs}; raise epochs"
                 warnings.warn(text, ConvergenceWarning, stacklevel=2)
             of_metric = Phase([], [], [], -1)
             if self.metric_epochs and self.caution < np.inf and likelihood.best_mean < metric.perfect:
