@@ -62,8 +62,8 @@ class Objective(nn.Module):
         super().__init__()
         self.network, self.loss, self.classes, self.group = network, loss, classes, group
 
-    def forward(self, X: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        """Of features (n, d), class codes (n,) and weights (n,)."""
+    def forward(self, X: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+        """Of features (n, d), class codes (n,) and weights (n,); without these all weigh the same."""
         log_p = log_probabilities(self.network, X, self.classes)
         strange = groups.total((~log_p.detach().isfinite().all()).float(), self.group)
         return self.loss(log_p, y, weight) if strange == 0 else torch.full((), math.nan)
@@ -94,8 +94,9 @@ class Learner:
         seed: int,
     ) -> None:
         used = rows.weight > 0
-        tensors = (torch.from_numpy(x[used]) for x in (X, rows.y, rows.weight.astype(X.dtype)))
-        self.X, self.y, self.weight = (fabric.to_device(tensor) for tensor in tensors)
+        weight = rows.weight[used].astype(X.dtype)
+        self.X, self.y = (fabric.to_device(torch.from_numpy(x[used])) for x in (X, rows.y))
+        self.weight = fabric.to_device(torch.from_numpy(weight)) if len(np.unique(weight)) > 1 else None
         self.fabric, self.network, self.classes = fabric, network, rows.classes
         self.group = torch.distributed.group.WORLD if fabric.world_size > 1 else None
         self.schedules: list[QSchedule | ScaleSchedule] = []
@@ -140,7 +141,7 @@ class Learner:
         for batch in self._order():
             mine = batch[self.fabric.global_rank :: self.fabric.world_size].to(self.y.device)
             self.optimizer.zero_grad()
-            loss = self.objective(self.X[mine], self.y[mine], self.weight[mine])
+            loss = self.objective(self.X[mine], self.y[mine], None if self.weight is None else self.weight[mine])
             if not loss.isfinite():
                 self.load(before)
                 return False

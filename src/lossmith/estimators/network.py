@@ -104,10 +104,10 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
 
     Features are not standardised: put a ``StandardScaler`` before it. A loss that is not finite ends its phase at the epoch
     before. A batch norm under several ranks has each rank's own batch. The caller's random numbers of torch stay as they were.
-    Where ``epochs`` end a phase of cross-entropy that still rises, there is a ``ConvergenceWarning``: then the metric's epochs
-    gain by being more epochs, and not by the metric.
+    Where the best epoch of cross-entropy is among the last ``patience`` of ``epochs``, there is a ``ConvergenceWarning``: then
+    the metric's epochs may gain by being more epochs, and not by the metric.
 
-    Cost: folds + 1 trainings, one after the other on one device; all folds' weights are in memory at the same time.
+    Cost: folds + 1 trainings of both phases, all folds' weights and rows in memory at the same time.
 
     >>> from sklearn.datasets import load_iris
     >>> X, y = load_iris(return_X_y=True)
@@ -187,55 +187,58 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
         judge = Judge(metric, Rows(rows.y, judged, rows.classes), [held for _, held in folds])
         with _own_random_numbers(self.accelerator):
             learners = [self._learner(fabric, X, rows, seed, train) for train, _ in folds]
-            for learner in learners:
-                learner.start_likelihood()
-            held = [X[held] for _, held in folds]
-            likelihood = self._follow(learners, held, judge.scores, self.epochs, metric.perfect)
-            if not likelihood.points:
-                raise ValueError("X: expected features on which a loss is finite; standardise them or lower learning_rate")
-            if len(likelihood.points) == self.epochs and self.epochs - 1 - likelihood.best < self.patience:
-                text = f"cross-entropy still rose in the last {self.patience} epochs of {self.epochs}; raise epochs"
-                warnings.warn(text, ConvergenceWarning, stacklevel=2)
-            of_metric = Phase([], [], [], -1)
-            if self.metric_epochs and self.caution < np.inf and likelihood.best_mean < metric.perfect:
-                for learner in learners:
-                    learner.start_metric(self.metric, self.noise, self.metric_epochs)
-                of_metric = self._follow(learners, held, judge.plain_scores, self.metric_epochs, metric.perfect)
+            likelihood, of_metric = self._phases(learners, [X[held] for _, held in folds], judge)
             self.points_ = likelihood.points + of_metric.points
             self.scores_ = np.array(likelihood.scores + of_metric.scores).T
             ratio = float(np.mean([len(held) / len(train) for train, held in folds]))
             self.selection_ = choose(self.points_, self.scores_, ratio, self.caution)
-            self.best_index_, self.best_score_ = self.selection_.index, float(self.scores_[:, self.selection_.index].mean())
-
-            outputs = 1 if rows.classes == 2 else rows.classes
-            self.sharpness_, self.offsets_ = 1.0, np.zeros(outputs)
-            epochs = [likelihood.points[likelihood.best].epoch, 0]
-            if self.selection_.took_metric:
-                epochs[1] = self.selection_.point.epoch
-                at = np.concatenate(judge.held)
-                self.sharpness_ = sharpness_of(
-                    np.concatenate(of_metric.held_scores), Rows(rows.y[at], rows.weight[at], rows.classes)
-                )
-            elif metric.shifts:
-                self.offsets_ = judge.offsets(likelihood.held_scores)
             learner = self._learner(fabric, X, rows, seed)
             learner.start_likelihood()
-            self.epochs_ = [learner.epochs(epochs[0]), 0]
-            if epochs[1]:
+            epochs = [learner.epochs(likelihood.points[likelihood.best].epoch), 0]
+            if self.selection_.took_metric:
                 learner.start_metric(self.metric, self.noise, self.metric_epochs)
-                self.epochs_[1] = learner.epochs(epochs[1])
-        self.n_iter_ = sum(self.epochs_)
+                epochs[1] = learner.epochs(self.selection_.point.epoch)
+        self.best_index_, self.best_score_ = self.selection_.index, float(self.scores_[:, self.selection_.index].mean())
+        self.epochs_, self.n_iter_ = tuple(epochs), sum(epochs)
+        self.sharpness_, self.offsets_ = 1.0, np.zeros(1 if rows.classes == 2 else rows.classes)
+        if self.selection_.took_metric:
+            at = np.concatenate(judge.held)
+            of_held = Rows(rows.y[at], rows.weight[at], rows.classes)
+            self.sharpness_ = sharpness_of(np.concatenate(of_metric.held_scores), of_held)
+        elif metric.shifts:
+            self.offsets_ = judge.offsets(likelihood.held_scores)
         self.module_ = learner.finished()
         self.training_metric_ = metric.counted(self._scores_of(X), rows)
         return self
 
     def _learner(self, fabric: Any, X: Floats, rows: Rows, seed: int, train: Codes | slice = slice(None)) -> Learner:
         """A new network, the same for the same seed, and the rows ``train``."""
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if self.accelerator != "cpu":
+            torch.manual_seed(seed)  # also of devices
         make = self.module or partial(perceptron, np.ravel(self.hidden_layer_sizes).tolist())
         network = make(X.shape[1], rows.classes)
         of_fold = Rows(rows.y[train], rows.weight[train], rows.classes)
         return Learner(fabric, network, X[train], of_fold, self.batch_size, self.learning_rate, self.weight_decay, seed)
+
+    def _phases(self, learners: list[Learner], held: list[Floats], judge: Judge) -> tuple[Phase, Phase]:
+        """Cross-entropy and the metric on the folds; the second without an epoch where there is nothing to gain or to try."""
+        perfect = judge.metric.perfect
+        for learner in learners:
+            learner.start_likelihood()
+        likelihood = self._follow(learners, held, judge.scores, self.epochs, perfect)
+        if not likelihood.points:
+            raise ValueError("X: expected features on which a loss is finite; standardise them or lower learning_rate")
+        if likelihood.best_mean >= perfect or self.metric_epochs == 0 or self.caution == np.inf:
+            return likelihood, Phase([], [], [], -1)
+        if self.epochs - 1 - likelihood.best < self.patience:
+            text = (
+                f"epochs: the best of cross-entropy is {likelihood.best + 1} of {self.epochs}, so it may still rise; take more"
+            )
+            warnings.warn(text, ConvergenceWarning, stacklevel=4)  # at the line that calls fit
+        for learner in learners:
+            learner.start_metric(self.metric, self.noise, self.metric_epochs)
+        return likelihood, self._follow(learners, held, judge.plain_scores, self.metric_epochs, perfect)
 
     def _follow(
         self,
@@ -300,5 +303,5 @@ def _launched(accelerator: str, devices: Any, precision: Any) -> Any:
 @contextmanager
 def _own_random_numbers(accelerator: str) -> Iterator[None]:
     """What is drawn inside leaves the caller's random numbers as they were."""
-    with torch.random.fork_rng([] if accelerator == "cpu" else None):
+    with torch.random.fork_rng([] if accelerator == "cpu" else list(range(torch.cuda.device_count()))):
         yield
