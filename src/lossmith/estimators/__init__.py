@@ -6,7 +6,8 @@ folds; ``MetricClassifier`` is one point of its path. They need ``pip install 'l
 
 from lossmith.estimators.display import MetricPathDisplay
 from lossmith.estimators.linear import MetricClassifier, MetricClassifierCV
+from lossmith.estimators.network import MetricNetworkClassifier
 from lossmith.estimators.path import Point
 from lossmith.estimators.selection import Selection
 
-__all__ = ["MetricClassifier", "MetricClassifierCV", "MetricPathDisplay", "Point", "Selection"]
+__all__ = ["MetricClassifier", "MetricClassifierCV", "MetricNetworkClassifier", "MetricPathDisplay", "Point", "Selection"]

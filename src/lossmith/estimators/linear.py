@@ -7,90 +7,32 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.utils import compute_class_weight
+from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.parallel import Parallel, delayed
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
+from lossmith.estimators.base import RoutesToSplitter, ScoreClassifier, sharpness_of
+from lossmith.estimators.judge import Judge
 from lossmith.estimators.metrics import metric_of
 from lossmith.estimators.path import STAGES, Point, Training, likelihood_path, metric_path, scores_of
-from lossmith.estimators.rule import best_offsets
 from lossmith.estimators.selection import Fold, Selection, choose, folds_of
-from lossmith.estimators.trained_metric import Codes, Floats, Rows, TrainedMetric, both_classes, predicted
+from lossmith.estimators.trained_metric import Floats, Rows, TrainedMetric
 
 NOISES = ("gumbel", "normal", "logistic")
 SMALL = 100_000_000  # rows · features · classes up to which one thread is faster than two
-COLDEST = 8.0  # nats by which the temperature of ``predict_proba`` may differ from 1
 
 
-class LinearMetricClassifier(ClassifierMixin, BaseEstimator):
-    """What the linear estimators share: checked input, and predictions from ``coef_`` and ``intercept_``."""
+class LinearMetricClassifier(ScoreClassifier):
+    """What the linear estimators share: predictions from ``coef_`` and ``intercept_``, of dense or sparse features."""
 
-    def _rows(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, Rows, Floats]:
-        """Checked features, rows weighted for training, and the weights (n,) to judge by; sets ``classes_``."""
-        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32], accept_large_sparse=False)
-        check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"y: expected samples of at least 2 classes, got only one class, {self.classes_[0]!r}; add rows of another"
-            )
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weight.any():
-            raise ValueError("sample_weight: expected some above 0, got sample weights that are all zero")
-        if self.class_weight == "balanced":
-            by_class = weight.sum() / (len(self.classes_) * np.maximum(np.bincount(codes, weight), np.finfo(float).tiny))
-        else:
-            by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
-        return X, Rows(codes, weight * by_class[codes], len(self.classes_)), weight
+    accept_sparse = "csr"
 
     def _set(self, coef: Floats) -> None:
         self.coef_, self.intercept_ = coef[:, :-1].copy(), coef[:, -1].copy()
 
-    def _scores(self, X: Any) -> Floats:
-        """(n, K), as ``metrics`` has them."""
-        check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
+    def _scores_of(self, X: Any) -> Floats:
         return scores_of(X, np.column_stack([self.coef_, self.intercept_]))
-
-    def decision_function(self, X: Any) -> Floats:
-        """Scores (n, C), or the lead of the second of two classes, (n,)."""
-        scores = self._scores(X)
-        return scores[:, 0] if scores.shape[1] == 1 else scores
-
-    def predict(self, X: Any) -> Any:
-        """The class of each row: that of the highest score, and of the highest probability."""
-        at = predicted(self._scores(X))
-        return self.classes_[at]
-
-    def predict_proba(self, X: Any) -> Floats:
-        """softmax of the scores, (n, C), whose temperature is the one of the highest likelihood on the training rows."""
-        return np.asarray(softmax(both_classes(self._scores(X)), axis=1))
-
-    def predict_log_proba(self, X: Any) -> Floats:
-        """The logarithm of ``predict_proba``."""
-        return np.asarray(log_softmax(both_classes(self._scores(X)), axis=1))
-
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """``metric``, counted on predictions for X."""
-        scores = self._scores(X)
-        codes = np.searchsorted(self.classes_, y)
-        known = np.isin(y, self.classes_)
-        if not known.all():
-            raise ValueError(f"y: expected the classes {list(self.classes_)}, got {np.unique(np.asarray(y)[~known]).tolist()}")
-        weight = _check_sample_weight(sample_weight, scores, dtype=np.float64)
-        return metric_of(self.metric, len(self.classes_)).counted(scores, Rows(codes, weight, len(self.classes_)))
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
 
 
 class MetricClassifier(LinearMetricClassifier):
@@ -171,13 +113,14 @@ class MetricClassifier(LinearMetricClassifier):
         before = tuple(stage for stage in STAGES if stage[0] < self.sharpness)
         stages = (*before, (float(self.sharpness), float(self.q)))
         steps = metric_path(data, metric, found.coefs[0], self.C, self.noise, stages)
-        self._set(_tempered(data, steps[-1].coef))
-        self.training_metric_ = steps[-1].training_metric
+        coef = _tempered(data, steps[-1].coef)
+        self._set(coef)
+        self.training_metric_ = metric.counted(data.scores(coef), data.rows)
         self.n_iter_ = np.array([found.iterations[0] + sum(step.iterations for step in steps)])
         return self
 
 
-class MetricClassifierCV(LinearMetricClassifier):
+class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
     r"""A linear classifier for a metric, which stays logistic regression unless the metric's own training is surely better.
 
     1. Logistic regression at each of ``Cs``, on inner folds.
@@ -262,7 +205,7 @@ class MetricClassifierCV(LinearMetricClassifier):
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> MetricClassifierCV:
         """Fit to features (n, d), dense or sparse, and classes (n,); ``params`` are routed to the splitter."""
-        split_params = process_routing(self, "fit", **params).splitter.split if params else {}
+        split_params = self._split_params(params)
         X, rows, judged = self._rows(X, y, sample_weight)
         metric = metric_of(self.metric, rows.classes)
         data = Training(X, rows, self.fit_intercept)
@@ -299,7 +242,7 @@ class MetricClassifierCV(LinearMetricClassifier):
         half = (len(folds) + 1) // 2
         first, last = slice(0, half), slice(half, None)
         paths: list[list[Floats]] = [[] for _ in folds]
-        trial = follow(best, first) if self.caution < np.inf else []
+        trial = follow(best, first) if self.caution < np.inf and not metric.likelihood else []
         if trial and (judged_paths(trial, first) - scores[first, best, None]).mean(0).max() > 0:
             whole = {best: trial + follow(best, last)}
             for at in range(max(best - 1, 0), min(best + 2, len(self.Cs_))):
@@ -314,7 +257,7 @@ class MetricClassifierCV(LinearMetricClassifier):
         return self
 
     def _finish(
-        self, data: Training, metric: TrainedMetric, selection: Selection, judge: Judge, held_scores: list[list[Floats]]
+        self, data: Training, metric: TrainedMetric, selection: Selection[Point], judge: Judge, held_scores: list[list[Floats]]
     ) -> None:
         """Fit the point that was taken to all rows."""
         point, at = selection.point, int(np.searchsorted(self.Cs_, selection.point.C))
@@ -334,55 +277,6 @@ class MetricClassifierCV(LinearMetricClassifier):
         self.best_index_, self.best_score_ = selection.index, float(self.scores_[:, selection.index].mean())
         self.training_metric_ = metric.counted(data.scores(coef), data.rows)
         self.n_iter_ = np.array([iterations])
-
-    def get_metadata_routing(self) -> MetadataRouter:
-        """What ``fit`` passes on: to the splitter, its groups."""
-        router = MetadataRouter(owner=self).add_self_request(self)
-        return router.add(splitter=self.cv, method_mapping=MethodMapping().add(caller="fit", callee="split"))
-
-
-class Judge:
-    """The counted metric on held-out rows, after the decision rule where there is one.
-
-    Args:
-        metric: what is counted.
-        rows: all rows, weighted for judging.
-        held: the rows that each fold holds out.
-        rule: whether there is a decision rule.
-    """
-
-    def __init__(self, metric: TrainedMetric, rows: Rows, held: list[Codes], rule: bool) -> None:
-        self.metric, self.rows, self.held, self.rule = metric, rows, held, rule
-
-    def one(self, scores: Floats, held: Codes) -> float:
-        """The metric of scores of the rows ``held``, as they are; 0 if these weigh nothing."""
-        rows = self._at(held)
-        return self.metric.counted(scores, rows) if rows.weight.any() else 0.0
-
-    def scores(self, of_folds: list[Floats]) -> list[float]:
-        """The metric of each fold; with a decision rule, one that is tuned on the rows of the other folds alone."""
-        if not self.rule:
-            return [self.one(scores, held) for scores, held in zip(of_folds, self.held, strict=True)]
-        found = []
-        for j, (scores, held) in enumerate(zip(of_folds, self.held, strict=True)):
-            others = [i for i in range(len(self.held)) if i != j]
-            found.append(self.one(scores + self.offsets(of_folds, others, held), held))
-        return found
-
-    def offsets(self, of_folds: list[Floats], among: list[int] | None = None, without: Codes | None = None) -> Floats:
-        """The decision rule, (K,), on the held-out scores of the folds ``among`` all, ``without`` some rows."""
-        chosen = list(range(len(self.held))) if among is None else among
-        if not chosen:
-            return np.zeros(of_folds[0].shape[1])
-        held = np.concatenate([self.held[i] for i in chosen])
-        scores = np.concatenate([of_folds[i] for i in chosen])
-        if without is not None:
-            kept = ~np.isin(held, without)
-            held, scores = held[kept], scores[kept]
-        return best_offsets(self.metric, scores, self._at(held))
-
-    def _at(self, held: Codes) -> Rows:
-        return Rows(self.rows.y[held], self.rows.weight[held], self.rows.classes)
 
 
 def _of_fold(data: Training, fold: Fold) -> Training:
@@ -409,11 +303,4 @@ def _metric(data: Training, fold: Fold, metric: TrainedMetric, start: Floats, C:
 
 def _tempered(data: Training, coef: Floats) -> Floats:
     """The multiple of the coefficients whose likelihood on the training rows is highest: ``predict`` stays what it is."""
-    scores, rows = both_classes(data.scores(coef)), data.rows
-    at = np.arange(len(scores)), rows.y
-
-    def loss(log_scale: float) -> float:
-        return float(-rows.weight @ log_softmax(np.exp(log_scale) * scores, axis=1)[at])
-
-    found = minimize_scalar(loss, bounds=(-COLDEST, COLDEST), method="bounded")
-    return np.asarray(np.exp(found.x) * coef)
+    return sharpness_of(data.scores(coef), data.rows) * coef

@@ -114,7 +114,7 @@ class TopKAccuracy(TrainedMetric):
 class LogLoss(TrainedMetric):
     """Minus the mean cross-entropy of the probabilities, in nats: what likelihood itself trains."""
 
-    name, perfect = "log_loss", 0.0
+    name, likelihood, perfect = "log_loss", True, 0.0
 
     def counted(self, scores: Floats, rows: Rows) -> float:
         """Minus the weighted mean."""
@@ -214,7 +214,7 @@ class Own(OfCounts):
     """The metric of a ``ConfusionLoss`` for several classes or "binary", such as ``lossmith.metric`` makes."""
 
     def __init__(self, loss: ConfusionLoss) -> None:
-        self.of_counts, self.average, self.name = loss.of_counts, loss.average, type(loss).__name__
+        self.given, self.of_counts, self.average, self.name = loss, loss.of_counts, loss.average, type(loss).__name__
         if loss.task != "multiclass" or loss.average == "none":
             raise ValueError(f"metric: expected task='multiclass' and an average, got {loss.task!r} and {loss.average!r}")
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from sklearn.model_selection import RepeatedStratifiedKFold, check_cv
 
-from lossmith.estimators.path import Point
 from lossmith.estimators.trained_metric import Codes, Floats
 
 REPEATS = 2
@@ -24,8 +23,19 @@ CLOSE = 1e-12  # metrics that differ by less are ties
 Fold = tuple[Codes, Codes]
 
 
+class Candidate(Protocol):
+    """A point of a path: of a linear classifier's, or an epoch of a network's training."""
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether it was trained by likelihood alone."""
+
+
+AnyPoint = TypeVar("AnyPoint", bound=Candidate)
+
+
 @dataclass(frozen=True)
-class Selection:
+class Selection(Generic[AnyPoint]):
     """What was taken, and why.
 
     Attributes:
@@ -37,7 +47,7 @@ class Selection:
         reason: in words.
     """
 
-    point: Point
+    point: AnyPoint
     index: int
     gain: float
     error: float
@@ -49,14 +59,14 @@ class Selection:
         return not self.point.is_likelihood
 
 
-def folds_of(cv: Any, X: Any, y: Codes, random_state: Any, params: dict[str, Any]) -> list[Fold]:
-    """Rows to train on and rows to hold out. An integer: so many stratified folds, REPEATS times; params: for the splitter."""
+def folds_of(cv: Any, X: Any, y: Codes, random_state: Any, params: dict[str, Any], repeats: int = REPEATS) -> list[Fold]:
+    """Rows to train on and rows to hold out. An integer: so many stratified folds, repeated; params: for the splitter."""
     if isinstance(cv, int):
         most = int(np.bincount(y).max())
         parts = max(2, min(cv, most))
         if len(y) < 2 or most < 2:
             raise ValueError(f"cv: expected two rows of one class or more, got {len(y)} rows; pass more rows")
-        splitter: Any = RepeatedStratifiedKFold(n_splits=parts, n_repeats=REPEATS, random_state=random_state)
+        splitter: Any = RepeatedStratifiedKFold(n_splits=parts, n_repeats=repeats, random_state=random_state)
     else:
         splitter = check_cv(cv, y, classifier=True)
     with warnings.catch_warnings():
@@ -71,11 +81,11 @@ def corrected_error(differences: Floats, ratio: float) -> float:
     return float(np.sqrt((1 / len(differences) + ratio) * differences.var(ddof=1)))
 
 
-def choose(points: Sequence[Point], scores: Floats, ratio: float, caution: float) -> Selection:
+def choose(points: Sequence[AnyPoint], scores: Floats, ratio: float, caution: float) -> Selection[AnyPoint]:
     """The point to take.
 
     Args:
-        points: those of the path. Of equals the first is taken, so stronger penalties come first.
+        points: those of the path. Of equals the first is taken, so stronger penalties and earlier epochs come first.
         scores: (J, points), the counted metric on held-out rows.
         ratio: rows held out / rows trained on.
         caution: standard errors that a gain has to exceed.
@@ -90,7 +100,7 @@ def choose(points: Sequence[Point], scores: Floats, ratio: float, caution: float
             base,
             0.0,
             0.0,
-            "no point trained for the metric gains anything on the first folds, so likelihood stays",
+            "training for the metric was not tried, or gained nothing on the first folds, so likelihood stays",
         )
     best = _first_of_best(mean, others)
     differences = scores[:, best] - scores[:, base]

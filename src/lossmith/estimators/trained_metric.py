@@ -45,6 +45,7 @@ class TrainedMetric(ABC):
 
     name: str
     shifts: ClassVar[bool] = False  # whether an offset for each class may raise it, of a classifier fitted by likelihood
+    likelihood: ClassVar[bool] = False  # whether likelihood itself trains it
     perfect: ClassVar[float] = 1.0  # the highest value
     from_counts: ClassVar[bool] = True  # whether ``of_steps`` gives it, where it ``shifts``
 

@@ -207,9 +207,12 @@ class ConfusionLoss(MetricLoss):
         """Its logarithm; ``log_tp`` is log tp, also where tp underflows."""
 
     @in_full_precision
-    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
-        """The loss of a batch of scores and targets."""
-        counts, log_tp = self._expected_counts(self._rows(scores, target))
+    def forward(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """The loss of a batch of scores and targets; ``sample_weight``, one number ≥ 0 a target, of the target's shape."""
+        rows = self._rows(scores, target)
+        if sample_weight is not None:
+            rows = rows._replace(weight=rows.weight * _column(sample_weight, rows.weight))
+        counts, log_tp = self._expected_counts(rows)
         if self.average == "micro":
             log_tp = log_tp.logsumexp(0)
         elif self.average == "binary":
@@ -315,3 +318,11 @@ class ConfusionLoss(MetricLoss):
         if not isinstance(scale, Tensor) or not isinstance(self.scale, Tensor):
             return scale
         return self.scale.reshape(()) if self.scale.numel() == 1 else scale.reshape(-1, 1)
+
+
+def _column(sample_weight: Tensor, weight: Tensor) -> Tensor:
+    """The weights of the samples as a column (n, 1), of the type of the matrix ``weight`` (n, …)."""
+    check_tensors(sample_weight=sample_weight)
+    if sample_weight.numel() != len(weight):
+        raise ValueError(f"sample_weight: expected one a sample, {len(weight)}, got shape {tuple(sample_weight.shape)}")
+    return sample_weight.reshape(-1, 1).to(weight)

@@ -1,0 +1,56 @@
+"""The counted metric on the rows that folds hold out, fair to likelihood: after its decision rule, tuned on other rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lossmith.estimators.rule import best_offsets
+from lossmith.estimators.trained_metric import Codes, Floats, Rows, TrainedMetric
+
+
+class Judge:
+    """The counted metric on held-out rows, after the decision rule where there is one.
+
+    Args:
+        metric: what is counted.
+        rows: all rows, weighted for judging.
+        held: the rows that each fold holds out.
+        rule: whether there is a decision rule.
+    """
+
+    def __init__(self, metric: TrainedMetric, rows: Rows, held: list[Codes], rule: bool) -> None:
+        self.metric, self.rows, self.held, self.rule = metric, rows, held, rule
+
+    def one(self, scores: Floats, held: Codes) -> float:
+        """The metric of scores of the rows ``held``, as they are; 0 if these weigh nothing."""
+        rows = self._at(held)
+        return self.metric.counted(scores, rows) if rows.weight.any() else 0.0
+
+    def plain_scores(self, of_folds: list[Floats]) -> list[float]:
+        """The metric of each fold, as the scores are."""
+        return [self.one(scores, held) for scores, held in zip(of_folds, self.held, strict=True)]
+
+    def scores(self, of_folds: list[Floats]) -> list[float]:
+        """The metric of each fold; with a decision rule, one that is tuned on the rows of the other folds alone."""
+        if not self.rule:
+            return self.plain_scores(of_folds)
+        found = []
+        for j, (scores, held) in enumerate(zip(of_folds, self.held, strict=True)):
+            others = [i for i in range(len(self.held)) if i != j]
+            found.append(self.one(scores + self.offsets(of_folds, others, held), held))
+        return found
+
+    def offsets(self, of_folds: list[Floats], among: list[int] | None = None, without: Codes | None = None) -> Floats:
+        """The decision rule, (K,), on the held-out scores of the folds ``among`` all, ``without`` some rows."""
+        chosen = list(range(len(self.held))) if among is None else among
+        if not chosen:
+            return np.zeros(of_folds[0].shape[1])
+        held = np.concatenate([self.held[i] for i in chosen])
+        scores = np.concatenate([of_folds[i] for i in chosen])
+        if without is not None:
+            kept = ~np.isin(held, without)
+            held, scores = held[kept], scores[kept]
+        return best_offsets(self.metric, scores, self._at(held))
+
+    def _at(self, held: Codes) -> Rows:
+        return Rows(self.rows.y[held], self.rows.weight[held], self.rows.classes)
