@@ -28,14 +28,15 @@ class Candidate:
     """A loss as its authors train it.
 
     ``build`` makes the module from the number of classes and the settings. An annealed loss gets standardised scores and a
-    falling scale; the relaxations of the 0-1 loss all do, so that none is handicapped by its scale. ``plain`` makes the loss of
-    raw scores and two classes, a value a sample, without any of that. ``colour`` is that of its line in every figure.
+    falling scale; the relaxations of the 0-1 loss all do, so that none is handicapped by its scale. ``plain``, of a loss of
+    samples, makes that of raw scores and two classes, a value a sample, without any of that. ``colour`` is that of its line in
+    every figure.
     """
 
     summary: str
     colour: str
-    plain: Callable[[], nn.Module]
     build: Callable[[int, Settings], nn.Module]
+    plain: Callable[[], nn.Module] | None = None
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     annealed: bool = False
     normalize_gradients: bool = False
@@ -51,53 +52,55 @@ class Candidate:
         )
 
 
+METRIC_LOSS = "metric-loss"  # the loss of the metric that a comparison asks for
+
 CANDIDATES: dict[str, Candidate] = {
     "cross-entropy": Candidate(
         "softmax cross-entropy",
         "#1f4e79",
-        lambda: AccuracyLoss("gumbel", reduction="none"),
         lambda classes, s: nn.CrossEntropyLoss(),
+        lambda: AccuracyLoss("gumbel", reduction="none"),
     ),
     "hinge": Candidate(
         "hinge over the strongest rival",
         "#c0504d",
-        lambda: HingeLoss(reduction="none"),
         lambda classes, s: HingeLoss(s["margin"]),
+        lambda: HingeLoss(reduction="none"),
         grid={"margin": (1.0, 0.1, 0.5, 5.0, 10.0)},
     ),
     "sigmoid": Candidate(
         "sigmoid relaxation of the 0-1 loss, annealed",
         "#e39b2f",
-        lambda: SigmoidLoss(reduction="none"),
         lambda classes, s: SigmoidLoss(standardize=True),
+        lambda: SigmoidLoss(reduction="none"),
         annealed=True,
     ),
     "beta-bernoulli": Candidate(
         "Beta-Bernoulli with trained prior, annealed",
         "#7f6084",
-        lambda: BetaBernoulliLoss(reduction="none"),
         lambda classes, s: BetaBernoulliLoss(classes, standardize=True),
+        lambda: BetaBernoulliLoss(reduction="none"),
         annealed=True,
     ),
     "polynomial": Candidate(
         "cubic relaxation of the 0-1 loss, annealed",
         "#9bbb59",
-        lambda: PolynomialLoss(reduction="none"),
         lambda classes, s: PolynomialLoss(standardize=True),
+        lambda: PolynomialLoss(reduction="none"),
         annealed=True,
     ),
     "polyloss": Candidate(
         "Poly-1: cross-entropy + ε(1 − p)",
         "#4bacc6",
-        lambda: PolyLoss(reduction="none"),
         lambda classes, s: PolyLoss(s["epsilon"]),
+        lambda: PolyLoss(reduction="none"),
         grid={"epsilon": (1.0, 0.5, 2.0, 4.0)},
     ),
     "exact": Candidate(
         "EXACT: normal noise, q = 0, standardised scores, margin, annealed, normalised gradients",
         "#111111",
-        lambda: AccuracyLoss("normal", q=0, reduction="none"),
         lambda classes, s: AccuracyLoss("normal", q=0, margin=s["margin"], standardize=True),
+        lambda: AccuracyLoss("normal", q=0, reduction="none"),
         grid={"margin": (5.0, 0.5, 1.0, 10.0, None)},
         annealed=True,
         normalize_gradients=True,
@@ -105,13 +108,13 @@ CANDIDATES: dict[str, Candidate] = {
     "probit": Candidate(
         "AccuracyLoss() as it comes: normal noise, q = 1",
         "#2e8b57",
-        lambda: AccuracyLoss("normal", reduction="none"),
         lambda classes, s: AccuracyLoss(),
+        lambda: AccuracyLoss("normal", reduction="none"),
     ),
     "smooth-accuracy": Candidate(
         "1 − mean softmax: Gumbel noise, q = 0",
         "#d16d9e",
-        lambda: AccuracyLoss("gumbel", q=0, reduction="none"),
         lambda classes, s: AccuracyLoss("gumbel", q=0),
+        lambda: AccuracyLoss("gumbel", q=0, reduction="none"),
     ),
 }

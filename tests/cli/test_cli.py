@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 import lossmith
 from lossmith import __main__, cli
-from lossmith.catalogue import CANDIDATES
+from lossmith.cli import compare as command
+from lossmith.compare import losses
 from lossmith.compare.methods import METHODS
 from lossmith.experiments.toy import figure as toy_figure
 from lossmith.experiments.toy import optima
@@ -90,9 +91,11 @@ def test_every_command_has_help(lossmith_, command):
 
 
 def test_help_names_every_method_and_loss(lossmith_):
+    assert (*command.METHODS,) == (*METHODS,)
+    assert (*command.LOSSES,) == losses.NAMES
     text = re.sub(r"-\s+", "-", lossmith_("compare", "--help")[1])  # a name may be broken at its hyphen
     words = re.split(r"[\s,.]+", text)
-    assert {*METHODS, *CANDIDATES} <= set(words)
+    assert {*METHODS, *losses.NAMES} <= set(words)
 
 
 @pytest.mark.parametrize("given", [["iris", "--losses", "hinge", "exact"], ["--losses=hinge,exact", "iris"]])

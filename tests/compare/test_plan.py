@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lossmith.catalogue import CANDIDATES, SHARED_GRID
+from lossmith.catalogue import SHARED_GRID
+from lossmith.compare.losses import NAMES, loss_of
 from lossmith.compare.methods import METHODS
 from lossmith.compare.plan import Cell, Plan
 from lossmith.data import Dataset, load
@@ -46,7 +47,7 @@ def test_unknown_names_without_near_ones_come_with_all():
     assert refusal(model="zzz") == "--model: there is no 'zzz'; choose from 'linear', 'mlp'"
     assert "choose from 'accuracy', 'balanced_accuracy'" in refusal(metric="zzz")
     assert all(repr(method) in refusal(methods=("zzz",)) for method in METHODS)
-    assert all(repr(loss) in refusal(losses=("zzz",)) for loss in CANDIDATES)
+    assert all(repr(loss) in refusal(losses=("zzz",)) for loss in NAMES)
 
 
 @pytest.mark.parametrize(("option", "least"), [("folds", 2), ("repeats", 1), ("trials", 1), ("epochs", 1), ("seed", 0)])
@@ -185,9 +186,9 @@ def test_derived_seeds_differ():
     assert len(seeds) == 3 * 81
 
 
-@pytest.mark.parametrize("loss", CANDIDATES)
+@pytest.mark.parametrize("loss", NAMES)
 def test_the_first_trial_takes_the_defaults(loss):
-    grid = {**SHARED_GRID, **CANDIDATES[loss].grid}
+    grid = {**SHARED_GRID, **loss_of(loss, "accuracy").grid}
     first, *others = Plan(DATA, trials=5).draw_settings(Cell(loss, 0, 0))
     assert first == {name: values[0] for name, values in grid.items()}
     assert len(others) == 4  # the same number for every loss
@@ -199,7 +200,7 @@ def test_the_first_trial_takes_the_defaults(loss):
 def test_shared_settings_are_drawn_alike_for_every_loss():
     plan = Plan(DATA, trials=6)
     for fold in range(3):
-        drawn = [plan.draw_settings(Cell(loss, 0, fold)) for loss in CANDIDATES]
+        drawn = [plan.draw_settings(Cell(loss, 0, fold)) for loss in NAMES]
         shared = [[{name: s[name] for name in SHARED_GRID} for s in settings] for settings in drawn]
         assert all(settings == shared[0] for settings in shared)
 

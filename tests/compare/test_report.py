@@ -10,10 +10,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lossmith.catalogue import CANDIDATES
 from lossmith.compare import page as pages
 from lossmith.compare import report
-from lossmith.compare.methods import METHODS
+from lossmith.compare.losses import NAMES, described
 from lossmith.compare.metrics import PERCENT, PLAIN
 from lossmith.compare.plan import Plan
 from lossmith.compare.run import run
@@ -57,7 +56,7 @@ def outcome(tmp_path_factory):
         "classes": (EVIL + "a", "b & <i>", "'c' {{ 7 * 7 }}"),
         "target_name": '"><img src=x onerror=alert(1)>',
     }
-    plan = Plan(dataclasses.replace(load("iris"), **hostile), losses=tuple(CANDIDATES), folds=2, trials=1, epochs=2)
+    plan = Plan(dataclasses.replace(load("iris"), **hostile), losses=NAMES, folds=2, trials=1, epochs=2)
     with open_store(folder) as store:
         rows = run(plan, store)
     for row in rows:
@@ -192,7 +191,7 @@ def test_json_is_valid_and_complete(outcome):
     plan, rows, summaries, path = outcome
     found = report.answer(plan, summaries, 1.0)
     read = json.loads(json.dumps(report.as_json(plan, summaries, found, path)), parse_constant=refuse)
-    assert {entry["method"] for entry in read["methods"]} == {*plan.methods, *CANDIDATES}
+    assert {entry["method"] for entry in read["methods"]} == {*plan.methods, *NAMES}
     assert (read["use"], read["answer"], tuple(read["more"])) == found
     assert (read["settings"]["rows"], read["settings"]["repeats"], read["settings"]["folds"]) == (150, 1, 2)
     assert read["report"] == str(path)
@@ -246,7 +245,7 @@ def test_the_figures_are_svg_that_takes_the_page_s_colours(text):
 def test_every_method_is_in_the_table_with_its_numbers(outcome, text):
     for row in outcome[2]:
         assert f"<td>{row.method}<small>" in text
-        assert html.escape((METHODS | CANDIDATES)[row.method].summary) in text
+        assert html.escape(described(row.method).summary) in text
         assert all(
             f'data-label="{label}">{cell}' in text for label, cell in list(zip(report.COLUMNS, cells(row), strict=True))[1:4]
         )

@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
 
 from lossmith import cli
-from lossmith.catalogue import CANDIDATES
 from lossmith.compare import run as running
 from lossmith.compare import sgd
+from lossmith.compare.losses import NAMES
 from lossmith.compare.methods import METHODS, PATH
 from lossmith.compare.plan import Cell, Plan
 from lossmith.compare.store import open_store
@@ -77,11 +77,11 @@ def mixed(tmp_path, thirds=20):
 
 @pytest.fixture(scope="module")
 def defaults(tmp_path_factory):
-    rows = run(tmp_path_factory.mktemp("defaults"), Plan(IRIS, methods=(), losses=tuple(CANDIDATES), folds=2, trials=1))
-    return {loss: [row for row in rows if row["method"] == loss] for loss in CANDIDATES}
+    rows = run(tmp_path_factory.mktemp("defaults"), Plan(IRIS, methods=(), losses=NAMES, folds=2, trials=1))
+    return {loss: [row for row in rows if row["method"] == loss] for loss in NAMES}
 
 
-@pytest.mark.parametrize("loss", CANDIDATES)
+@pytest.mark.parametrize("loss", NAMES)
 def test_every_loss_learns_iris_with_its_defaults(defaults, loss):
     assert len(defaults[loss]) == 2
     for row in defaults[loss]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import click
 
-from lossmith.catalogue import CANDIDATES
+from lossmith.catalogue import CANDIDATES, METRIC_LOSS
 from lossmith.cli.screen import print_table, progress, reason_of
 from lossmith.errors import InputError
 
-LOSSES = list(CANDIDATES)
+LOSSES = (*CANDIDATES, METRIC_LOSS)
 METHODS = ("likelihood", "decision-rule", "class-weights", "metric-path", "boosting")
 
 

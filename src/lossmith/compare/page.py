@@ -9,9 +9,10 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lossmith.catalogue import CANDIDATES
+from lossmith.catalogue import METRIC_LOSS
 from lossmith.compare import plots, report
-from lossmith.compare.methods import BASELINE, CEILING, METHODS, PATH
+from lossmith.compare.losses import described
+from lossmith.compare.methods import BASELINE, CEILING, PATH
 from lossmith.compare.metrics import unit_of
 from lossmith.compare.plan import Plan
 from lossmith.compare.statistics import Summary, ratio_of
@@ -33,6 +34,7 @@ def write(plan: Plan, rows: Sequence[Row], summaries: Sequence[Summary], command
     if plan.losses:
         text = "Metric over epochs on training and on held-out rows, for each loss"
         figures["curves"] = plots.svg(partial(plots.curves, rows, metric), "curves", text)
+    if set(plan.losses) - {METRIC_LOSS}:
         text = "Loss over the threshold b on three points, for each loss"
         figures["toy"] = plots.svg(partial(plots.toy, plan.losses), "toy", text)
     page = environment.get_template("report.html").render(
@@ -40,7 +42,7 @@ def write(plan: Plan, rows: Sequence[Row], summaries: Sequence[Summary], command
         unit=unit,
         answer=report.answer(plan, summaries, ratio_of(rows)),
         columns=report.COLUMNS,
-        table=[(report.cells(s, unit), s.difference.verdict, _summary(s.method)) for s in summaries],
+        table=[(report.cells(s, unit), s.difference.verdict, described(s.method).summary) for s in summaries],
         classes=list(zip(plan.data.classes, counts, strict=True)),
         largest=max(counts) / sum(counts),
         splits=plan.folds * plan.repeats,
@@ -58,7 +60,3 @@ def write(plan: Plan, rows: Sequence[Row], summaries: Sequence[Summary], command
     draft = path.with_suffix(".tmp")
     draft.write_text(page, encoding="utf-8")
     draft.replace(path)
-
-
-def _summary(method: str) -> str:
-    return METHODS[method].summary if method in METHODS else CANDIDATES[method].summary

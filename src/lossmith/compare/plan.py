@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import StratifiedKFold
 
-from lossmith.catalogue import CANDIDATES, SHARED_GRID
+from lossmith.catalogue import SHARED_GRID
+from lossmith.compare.losses import NAMES, loss_of
 from lossmith.compare.methods import BASELINE, METHODS, RULE
 from lossmith.compare.metrics import check_judge, evaluate
 from lossmith.data import Dataset
@@ -28,7 +29,7 @@ Indices = npt.NDArray[np.int64]
 class Cell(NamedTuple):
     """One row to compute."""
 
-    method: str  # a name of METHODS, or of CANDIDATES for a loss trained by SGD
+    method: str  # a name of METHODS, or of ``losses.NAMES`` for a loss trained by SGD
     repeat: int
     fold: int
 
@@ -41,7 +42,7 @@ class Plan:
         data: the table. The metric of one of two classes is that of the last.
         methods: names from ``METHODS``; the baseline is added where it is missing, and a decision rule is left out where the
             metric has none.
-        losses: names from ``CANDIDATES``, trained by SGD.
+        losses: names from ``losses.NAMES``, trained by SGD.
         metric: a name, as for ``MetricClassifierCV``: what the methods train and tune for.
         cost: (C, C), row y the costs of each decision where y is true; then the metric is minus the mean cost.
         judge: a scorer of scikit-learn that is reported instead of the metric.
@@ -73,7 +74,7 @@ class Plan:
         for name in self.methods:
             _known("--methods", name, METHODS)
         for name in self.losses:
-            _known("--losses", name, CANDIDATES)
+            _known("--losses", name, NAMES)
         _known("--model", self.model, MODELS)
         if self.epochs is None:
             train_rows = len(self.data.target) * (self.folds - 1) // max(self.folds, 1)
@@ -156,7 +157,7 @@ class Plan:
 
     def draw_settings(self, cell: Cell) -> list[dict[str, Any]]:
         """The settings to try, the defaults first; what the losses share is drawn alike for all of them."""
-        own = CANDIDATES[cell.method].grid
+        own = loss_of(cell.method, self.trained).grid
         drawn = [{name: values[0] for name, values in (*SHARED_GRID.items(), *own.items())}]
         shared = np.random.default_rng(self.derive("shared", cell.repeat, cell.fold))
         special = np.random.default_rng(self.derive("own", cell.repeat, cell.fold, cell.method))

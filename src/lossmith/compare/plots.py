@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lossmith.catalogue import CANDIDATES
-from lossmith.compare.methods import BASELINE, METHODS, PATH
+from lossmith.compare.losses import described
+from lossmith.compare.methods import BASELINE, PATH
 from lossmith.compare.metrics import Unit
 from lossmith.compare.statistics import Summary
 from lossmith.compare.store import Row
@@ -29,11 +29,6 @@ STYLE: dict[Any, Any] = {
     "font.size": 11,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
-
-
-def colour_of(method: str) -> str:
-    """The colour of a method or a loss."""
-    return METHODS[method].colour if method in METHODS else CANDIDATES[method].colour
 
 
 def svg(draw: Callable[[], Figure], name: str, text: str) -> str:
@@ -63,9 +58,9 @@ def differences(summaries: Sequence[Summary], metric: str, unit: Unit) -> Figure
     others = [s for s in summaries if s.method != BASELINE][::-1]
     figure = Figure(figsize=(6.4, 1.1 + 0.42 * len(others)), layout="constrained")
     axes = figure.subplots()
-    axes.axvline(0, color=colour_of(BASELINE), lw=1.4)
+    axes.axvline(0, color=described(BASELINE).colour, lw=1.4)
     for y, summary in enumerate(others):
-        colour = colour_of(summary.method)
+        colour = described(summary.method).colour
         values = unit.factor * np.array(summary.difference.values)
         # Splits that agree would hide each other: spread them evenly across the row.
         lanes = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(1)
@@ -92,7 +87,7 @@ def path(rows: Sequence[Row], metric: str, unit: Unit) -> Figure:
     """What each stage of the path gains over likelihood on the inner folds: a line a split; a dot where its point was taken."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(0, color=colour_of(BASELINE), lw=1.4)
+    axes.axhline(0, color=described(BASELINE).colour, lw=1.4)
     stages: list[float] = []
     for row in rows:
         if row["method"] != PATH:
@@ -104,10 +99,10 @@ def path(rows: Sequence[Row], metric: str, unit: Unit) -> Figure:
                 best[sharpness] = max(best.get(sharpness, -np.inf), unit.factor * (mean - base))
         stages = stages or list(best)
         places = range(len(best) + 1) if best else [0]
-        axes.plot(places, [0, *best.values()], color=colour_of(PATH), lw=1.2, alpha=0.6)
+        axes.plot(places, [0, *best.values()], color=described(PATH).colour, lw=1.2, alpha=0.6)
         if row["took_metric"]:
             at = list(best).index(row["settings"]["sharpness"])
-            axes.plot(at + 1, best[row["settings"]["sharpness"]], "o", color=colour_of(PATH), ms=7)
+            axes.plot(at + 1, best[row["settings"]["sharpness"]], "o", color=described(PATH).colour, ms=7)
     axes.set_xticks(range(len(stages) + 1), [BASELINE, *(f"noise / {stage:g}" for stage in stages)])
     axes.set_ylabel(f"{metric}{', points' if unit.name else ''}")
     _plain(axes)
@@ -122,7 +117,7 @@ def curves(rows: Sequence[Row], metric: str) -> Figure:
     for loss in dict.fromkeys(row["method"] for row in trained):
         curve = np.array([[epoch[1:] for epoch in row["curve"]] for row in trained if row["method"] == loss]).mean(0)
         for axes, values in zip(panels, curve.T, strict=True):
-            axes.plot(np.arange(1, len(values) + 1), values, color=colour_of(loss), lw=1.5, label=loss)
+            axes.plot(np.arange(1, len(values) + 1), values, color=described(loss).colour, lw=1.5, label=loss)
     for axes, title in zip(panels, ("training rows", "held-out rows"), strict=True):
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))

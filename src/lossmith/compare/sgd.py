@@ -1,4 +1,4 @@
-"""The losses of the catalogue, trained by SGD: tuned on rows inside the training part, then trained on all of it."""
+"""Losses trained by SGD: tuned on rows inside the training part, then trained on all of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossmith.catalogue import CANDIDATES, Settings
+from lossmith.catalogue import Settings
 from lossmith.compare.encode import Part
+from lossmith.compare.losses import loss_of
 from lossmith.compare.methods import columns
 from lossmith.compare.metrics import evaluate
 from lossmith.compare.plan import Cell, Plan
@@ -52,7 +53,7 @@ def evaluate_scores(plan: Plan, part: Part, scores: Floats) -> float:
 
 def _train(plan: Plan, cell: Cell, settings: Settings, part: Part, curve: Curve | None = None) -> Floats:
     """Train one model; its scores for the rows to score."""
-    candidate = CANDIDATES[cell.method]
+    candidate = loss_of(cell.method, plan.trained)
     classes = len(plan.data.classes)
     fit_x, score_x = torch.from_numpy(part.fit_x), torch.from_numpy(part.score_x)
     # The same initial weights and row order for every loss and every trial of a split.

@@ -39,7 +39,7 @@ THREE = Points("three points", (-0.25, 0.0, 0.25), (0, 0, 1))  # separable: the 
 FIVE = Points("five points", (-6.0, -5.0, -4.0, 0.0, 2.0), (0, 1, 1, 0, 1))  # not separable: 0.8 at best
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    **{name: candidate.plain() for name, candidate in CANDIDATES.items()},
+    **{name: candidate.plain() for name, candidate in CANDIDATES.items() if candidate.plain},
     "0-1 loss": lambda scores, target: (scores.argmax(-1) != target).to(scores) + 0.0 * scores[..., 0],
 }
 
