@@ -12,7 +12,7 @@ from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_iris, make_classification
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.model_selection import GridSearchCV, GroupKFold, RepeatedStratifiedKFold, TunedThresholdClassifierCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -174,6 +174,29 @@ def test_inside_other_estimators() -> None:
     assert search.best_params_["metric"] in ("accuracy", "f1")
 
 
+def test_polars_frames_and_labels() -> None:
+    polars = pytest.importorskip("polars")
+    X, y = IRIS
+    frame = polars.DataFrame(dict(zip("abcd", X.T, strict=True)))
+    labels = np.array(["x", "y", "z"])[y]
+    found = MetricClassifierCV(Cs=2, cv=2).fit(frame, polars.Series(labels))
+    assert found.feature_names_in_.tolist() == list("abcd")
+    assert found.score(frame, polars.Series(labels)) == pytest.approx((found.predict(frame) == labels).mean())
+    assert np.array_equal(found.coef_, MetricClassifierCV(Cs=2, cv=2).fit(X, labels).coef_)
+
+
+def test_reports_of_skore() -> None:
+    skore = pytest.importorskip("skore")
+    X, y = load_breast_cancer(return_X_y=True)
+    model = make_pipeline(StandardScaler(), MetricClassifierCV("f1", Cs=2, cv=2))
+    one = skore.EstimatorReport(model, X_train=X[:400], y_train=y[:400], X_test=X[400:], y_test=y[400:])
+    fitted = clone(model).fit(X[:400], y[:400])
+    assert one.metrics.accuracy() == pytest.approx((fitted.predict(X[400:]) == y[400:]).mean())
+    assert one.metrics.roc_auc() == pytest.approx(roc_auc_score(y[400:], fitted.predict_proba(X[400:])[:, 1]))
+    folds = skore.CrossValidationReport(model, X, y, splitter=2)
+    assert folds.metrics.accuracy().to_numpy()[0, 0] > 0.9
+
+
 def test_groups_are_routed_to_the_splitter() -> None:
     X, y = make_classification(60, 4, random_state=0)
     groups = np.arange(60) % 6
@@ -210,6 +233,14 @@ def test_odd_tables() -> None:
         found = MetricClassifierCV(Cs=3, cv=3).fit(X, y)
         assert np.isfinite(found.coef_).all(), name
         assert found.score(X, y) >= 0.45, name
+
+
+def test_one_row_and_too_few_rows_are_refused() -> None:
+    for rows, message in ((1, "y: expected samples of at least 2 classes"), (2, "cv: expected two rows of one class or more")):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            MetricClassifierCV().fit(np.arange(rows)[:, None], np.arange(rows))
+    found = MetricClassifierCV(Cs=2).fit(np.arange(3.0)[:, None], [0, 0, 1])  # two folds; the second class is in one alone
+    assert np.isfinite(found.coef_).all()
 
 
 def test_the_display() -> None:
