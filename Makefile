@@ -9,7 +9,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 .PHONY: demo test test-all figures clean
 
 demo: $(VENV)/.compare
-	$(BIN)/lossmith compare breast-cancer --out out/demo
+	$(BIN)/lossmith compare monks-3 --repeats 2 --out out/demo-pays
+	$(BIN)/lossmith compare breast-cancer --out out/demo-does-not
 
 # Neighbours share what their file sets up: each process takes half of the tests in a row, and what is left of the other's.
 # One thread a process: two that wait busily block each other.
