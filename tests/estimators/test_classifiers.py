@@ -21,6 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import lossmith
 from lossmith.estimators import MetricClassifier, MetricClassifierCV, MetricPathDisplay
 from lossmith.estimators.metrics import METRICS
+from lossmith.estimators.selection import folds_of
 
 CHECKS = parametrize_with_checks([MetricClassifier(), MetricClassifierCV(Cs=3, cv=2)])
 
@@ -195,6 +196,20 @@ def test_reports_of_skore() -> None:
     assert one.metrics.roc_auc() == pytest.approx(roc_auc_score(y[400:], fitted.predict_proba(X[400:])[:, 1]))
     folds = skore.CrossValidationReport(model, X, y, splitter=2)
     assert folds.metrics.accuracy().to_numpy()[0, 0] > 0.9
+
+
+def test_of_many_rows_a_stratified_draw_chooses_and_all_are_fitted() -> None:
+    X, y = make_classification(3000, 5, weights=[0.9], flip_y=0.1, random_state=0)
+    folds = folds_of(5, X, y, 0, {}, fold_rows=500)
+    drawn = np.unique(np.concatenate(folds[0]))
+    assert len(drawn) == 500
+    assert y[drawn].mean() == pytest.approx(y.mean(), abs=0.003)
+    assert all(np.array_equal(np.sort(np.concatenate(fold)), drawn) for fold in folds)
+    found = MetricClassifierCV("roc_auc", Cs=3, caution=np.inf, fold_rows=500).fit(X, y)
+    plain = MetricClassifierCV("roc_auc", Cs=3, caution=np.inf, cv=folds).fit(X, y)
+    assert np.array_equal(found.scores_, plain.scores_)
+    np.testing.assert_allclose(found.coef_, LogisticRegression(C=found.C_, tol=1e-8).fit(X, y).coef_, rtol=1e-4)
+    assert len(np.unique(np.concatenate(folds_of(5, X, y, 0, {}, fold_rows=None)[0]))) == 3000
 
 
 def test_groups_are_routed_to_the_splitter() -> None:

@@ -29,6 +29,7 @@ from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from lossmith.bench.memory import peak_memory
 from lossmith.bench.timing import Times
 from lossmith.errors import InputError
 from lossmith.estimators import MetricClassifierCV
@@ -36,6 +37,7 @@ from lossmith.estimators import MetricClassifierCV
 FOLDS = 5
 MISSING = ("?", "<null>", "")
 SHAPES = ("breast-cancer", "digits", "100,000 × 50")
+LARGE_FEATURES = 20
 REPETITIONS, LARGE = 3, 10_000  # of rows; fits to as many are timed once
 
 
@@ -75,6 +77,34 @@ def costs(show: Callable[[int], None]) -> Iterator[Cost]:
                 taken[kind].append(time.perf_counter() - start)
         yield Cost(name, *(Times(sorted(t)[len(t) // 2], min(t), max(t)) for t in taken.values()))
         show(done + 1)
+
+
+class Large(NamedTuple):
+    """A fit to many made rows: bytes of the features, the most bytes that it takes beyond the data, seconds, what it found."""
+
+    rows: int
+    data: int
+    memory: float
+    seconds: float
+    training_metric: float
+    likelihood: float
+    reason: str
+
+
+def large_fit(rows: int) -> Large:
+    """``MetricClassifierCV`` on made float32 features, of which some lie far out on the wrong side: there the metric pays."""
+    made = np.random.default_rng(0)
+    X = made.standard_normal((rows, LARGE_FEATURES), dtype=np.float32)
+    y = X @ made.standard_normal(LARGE_FEATURES, dtype=np.float32) + made.standard_normal(rows, dtype=np.float32) > 0
+    wrong = rows // 20
+    X[:wrong] *= 5
+    y[:wrong] = ~y[:wrong]
+    classifier, start = MetricClassifierCV(), time.perf_counter()
+    memory = peak_memory(lambda: classifier.fit(X, y))
+    seconds = time.perf_counter() - start
+    likelihood = classifier.scores_[:, _best(classifier)].mean()
+    found = classifier.training_metric_, float(likelihood), classifier.selection_.reason
+    return Large(rows, X.nbytes, memory, seconds, *found)
 
 
 def tables_in(folder: Path) -> list[Path]:
@@ -189,6 +219,13 @@ def cost_table(results: list[Cost]) -> tuple[tuple[str, ...], list[tuple[str, ..
         for cost in results
     ]
     return ("data", "MetricClassifierCV, s", "LogisticRegressionCV, s", "ratio"), rows
+
+
+def large_table(found: Large) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows of what the command prints."""
+    columns = ("rows", "features, GB", "beyond them, GB", "fit, s", "accuracy in training", "likelihood, held out")
+    row = (f"{found.rows:,}", f"{found.data / 1e9:.2f}", f"{found.memory / 1e9:.2f}", f"{found.seconds:.0f}")
+    return columns, [(*row, f"{found.training_metric:.4f}", f"{found.likelihood:.4f}")]
 
 
 def gain_table(found: dict[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

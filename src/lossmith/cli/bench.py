@@ -148,13 +148,16 @@ def auc(sizes: tuple[int, ...], as_json: bool) -> None:
 
 @bench.command(short_help="Time and gain of MetricClassifierCV beside logistic regression.")
 @click.option("--tables", type=click.Path(path_type=Path), help="A folder of .dat files: gains on them, instead of times.")
+@click.option("--large", type=int, metavar="ROWS", help="Time and memory of a fit to so many made rows of 20 features instead.")
 @click.option("--metric", default="accuracy", show_default=True, metavar="NAME", help="Of the gains.")
 @click.option("--rows", "most", default=20_000, show_default=True, help="Of a table, at most.")
 @click.option("--seed", default=0, show_default=True, help="Of the outer folds.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A file for finished rows, read when it is there.")
 @click.option("--jobs", default=1, show_default=True, help="Inner folds at the same time.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of tables.")
-def fit(tables: Path | None, metric: str, most: int, seed: int, out: Path | None, jobs: int, as_json: bool) -> None:
+def fit(
+    tables: Path | None, large: int | None, metric: str, most: int, seed: int, out: Path | None, jobs: int, as_json: bool
+) -> None:
     """Print what a fit costs beside LogisticRegressionCV; with --tables, what it gains over logistic regression.
 
     The rival's C is tuned by the metric on the same inner folds, and its decision rule too. Tables are files without a header,
@@ -162,6 +165,16 @@ def fit(tables: Path | None, metric: str, most: int, seed: int, out: Path | None
     """
     from lossmith.bench import fit as study
 
+    if large is not None:
+        if large < 100:
+            raise InputError(f"--large: expected at least 100 rows, got {large}")
+        one = study.large_fit(large)
+        if as_json:
+            print(json.dumps(one._asdict()))
+        else:
+            print_table("a fit to made rows", *study.large_table(one))
+            print(one.reason)
+        return
     if tables is None:
         with progress("fit", len(study.SHAPES)) as show:
             results = list(study.costs(show))

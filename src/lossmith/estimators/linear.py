@@ -135,6 +135,8 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         metric: as in ``MetricClassifier``.
         Cs: inverse strengths of the penalty; an integer stands for so many from 1e-4 to 1e4, evenly in the logarithm.
         cv: folds: an integer k stands for k stratified folds, twice; or a splitter, or an iterable of (train, test) indices.
+        fold_rows: rows that the folds of an integer ``cv`` divide, at most: of more, a stratified draw chooses the point, and
+            that is fitted to all. None: all rows.
         caution: corrected standard errors (Nadeau & Bengio, 2003) that the gain has to exceed, ≥ 0; infinity: no metric point.
         decision_rule: whether step 2 is taken; without it, likelihood is judged as it is.
         noise, fit_intercept, class_weight, tol, max_iter: as in ``MetricClassifier``.
@@ -167,6 +169,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         },
         "Cs": [Interval(Integral, 1, None, closed="left"), "array-like"],
         "cv": ["cv_object"],
+        "fold_rows": [Interval(Integral, 4, None, closed="left"), None],
         "caution": [Interval(Real, 0, None, closed="both")],
         "decision_rule": ["boolean"],
         "n_jobs": [Integral, None],
@@ -179,6 +182,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         *,
         Cs: Any = 10,
         cv: Any = 5,
+        fold_rows: int | None = 50_000,
         caution: float = 0.75,
         decision_rule: bool = True,
         noise: str = "gumbel",
@@ -192,6 +196,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         self.metric = metric
         self.Cs = Cs
         self.cv = cv
+        self.fold_rows = fold_rows
         self.caution = caution
         self.decision_rule = decision_rule
         self.noise = noise
@@ -212,7 +217,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         self.Cs_ = np.logspace(-4, 4, self.Cs) if isinstance(self.Cs, Integral) else np.sort(np.asarray(self.Cs, dtype=float))
         if self.Cs_.ndim != 1 or not (self.Cs_ > 0).all():
             raise ValueError(f"Cs: expected numbers above 0, got {self.Cs!r}")
-        folds = folds_of(self.cv, X, rows.y, self.random_state, split_params)
+        folds = folds_of(self.cv, X, rows.y, self.random_state, split_params, fold_rows=self.fold_rows)
         parallel = Parallel(n_jobs=self.n_jobs)
 
         likelihood = parallel(delayed(_likelihood)(data, fold, self.Cs_, self.tol, self.max_iter) for fold in folds)

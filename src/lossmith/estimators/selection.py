@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from sklearn.model_selection import RepeatedStratifiedKFold, check_cv
+from sklearn.utils import check_random_state
 
 from lossmith.estimators.trained_metric import Codes, Floats
 
@@ -59,9 +60,30 @@ class Selection(Generic[AnyPoint]):
         return not self.point.is_likelihood
 
 
-def folds_of(cv: Any, X: Any, y: Codes, random_state: Any, params: dict[str, Any], repeats: int = REPEATS) -> list[Fold]:
-    """Rows to train on and rows to hold out. An integer: so many stratified folds, repeated; params: for the splitter."""
+def folds_of(
+    cv: Any,
+    X: Any,
+    y: Codes,
+    random_state: Any,
+    params: dict[str, Any],
+    repeats: int = REPEATS,
+    fold_rows: int | None = None,
+) -> list[Fold]:
+    """Rows to train on and rows to hold out.
+
+    Args:
+        cv: an integer k: k stratified folds, repeated; else a splitter or an iterable of folds, taken as they are.
+        X, y: features (n, d) and class codes (n,).
+        random_state: of an integer's folds.
+        params: for the splitter.
+        repeats: of an integer's folds.
+        fold_rows: the rows that an integer's folds divide, at most; of more, a stratified draw.
+    """
     if isinstance(cv, int):
+        if fold_rows is not None and len(y) > fold_rows:
+            drawn = _stratified_draw(y, fold_rows, random_state)
+            folds = folds_of(cv, drawn, y[drawn], random_state, params, repeats)
+            return [(drawn[train], drawn[held]) for train, held in folds]
         most = int(np.bincount(y).max())
         parts = max(2, min(cv, most))
         if len(y) < 2 or most < 2:
@@ -72,6 +94,16 @@ def folds_of(cv: Any, X: Any, y: Codes, random_state: Any, params: dict[str, Any
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class in y")
         return [(train, held) for train, held in splitter.split(X, y, **params)]
+
+
+def _stratified_draw(y: Codes, rows: int, random_state: Any) -> Codes:
+    """The places of so many rows, ascending, with the classes in the shares that they have; each class has one at least."""
+    order = check_random_state(random_state).permutation(len(y))
+    by_class = order[np.argsort(y[order], kind="stable")]
+    counts = np.bincount(y)
+    first = np.repeat(np.cumsum(counts) - counts, counts)  # where the rows of its class begin
+    share = (np.arange(len(y)) - first) / np.repeat(counts, counts)
+    return np.sort(by_class[np.argsort(share, kind="stable")[:rows]])
 
 
 def corrected_error(differences: Floats, ratio: float) -> float:
