@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lossmith.cli import cli
+from lossmith.data import load
 from lossmith.errors import InputError
 from lossmith.estimators.table_model import TableModel
 
@@ -113,6 +114,19 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words
     assert words in message
     assert "\n" not in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_costs_decide(tmp_path: Path) -> None:
+    costs = tmp_path / "costs.csv"
+    costs.write_text("true,malignant,benign\nmalignant,0,50\nbenign,1,0\n", encoding="utf-8")
+    done = run("train", "breast-cancer", "--cost", costs, "--cv", 2, "--out", tmp_path / "model")
+    assert done.exit_code == 0, done.output
+    assert "breast-cancer: minus the cost on 4 inner folds" in done.stdout
+    data = load("breast-cancer")
+    found = TableModel.load(tmp_path / "model").predict(data.features, "")["prediction"]
+    truth = np.array(data.classes)[data.target]
+    assert (found[truth == "malignant"] == "malignant").mean() > 0.99
+    assert "got both" in refusal(run("train", "iris", "--metric", "f1_macro", "--cost", costs, "--out", tmp_path / "m"))
 
 
 def test_an_output_that_cannot_be(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from lossmith.catalogue import CANDIDATES, METRIC_LOSS
-from lossmith.cli.screen import print_table, progress, reason_of
+from lossmith.cli.screen import given_costs, print_table, progress, reason_of
 from lossmith.errors import InputError
 
 LOSSES = (*CANDIDATES, METRIC_LOSS)
@@ -83,7 +83,6 @@ def compare(
     from lossmith.compare.run import run
     from lossmith.compare.store import open_store
     from lossmith.data import load
-    from lossmith.data.costs import read_costs
 
     listed = {name for given, names in ((losses, LOSSES), (methods, METHODS)) if given is not None for name in names}
     source, *extra = [name for name in data if name not in listed] or ["breast-cancer"]
@@ -96,9 +95,7 @@ def compare(
     if positive is not None:
         table = table.with_positive(positive)
     if cost is not None:
-        if options["metric"] != "accuracy":
-            raise InputError("--cost: expected a matrix or --metric, got both; leave one out")
-        options["cost"] = read_costs(cost, table.classes)
+        options["cost"] = given_costs(cost, options["metric"], table.classes)
     plan = Plan(table, **options)
     folder = Path(out or f"lossmith-{plan.data.name}")
     path = folder / "report.html"

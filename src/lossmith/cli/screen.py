@@ -89,6 +89,19 @@ def check_metric(name: str) -> None:
         raise InputError(f"--{error}") from None
 
 
+def given_costs(path: Path, metric: str, classes: tuple[str, ...]) -> tuple[tuple[float, ...], ...]:
+    """The matrix of ``--cost``, in the order of the classes.
+
+    Raises:
+        InputError: it is none, or ``--metric`` is given too.
+    """
+    from lossmith.data.costs import read_costs
+
+    if metric != "accuracy":
+        raise InputError("--cost: expected a matrix or --metric, got both; leave one out")
+    return read_costs(path, classes)
+
+
 def reason_of(error: OSError) -> str:
     """One line that says which path an operation failed at, where the system names one, and why."""
     path = error.filename if error.filename2 is None else error.filename2  # of a renaming, the one to be replaced

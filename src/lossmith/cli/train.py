@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lossmith.cli.screen import check_metric, check_paths, print_table, progress
+from lossmith.cli.screen import check_metric, check_paths, given_costs, print_table, progress
 from lossmith.errors import InputError
 
 
@@ -16,19 +16,29 @@ from lossmith.errors import InputError
 @click.option("--target", metavar="COLUMN", help="Column of the classes. Embedded sets, KEEL and most ARFF files know it.")
 @click.option("--metric", default="accuracy", show_default=True, metavar="NAME", help="accuracy, f1, f1_macro, roc_auc, …")
 @click.option("--positive", metavar="LABEL", help="The class of f1, jaccard and rankings.  [default: the last label]")
+@click.option("--cost", metavar="FILE", type=click.Path(path_type=Path), help="A CSV matrix of costs instead of a metric.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The model's file, such as model.lossmith.")
 @click.option("--cv", default=5, show_default=True, help="Inner folds, drawn twice.")
 @click.option("--caution", default=0.75, show_default=True, help="Standard errors that a gain over likelihood has to exceed.")
 @click.option("--jobs", default=1, show_default=True, help="Folds that are fitted at the same time; -1: one a core.")
 @click.option("--seed", default=0, show_default=True, help="Of the folds.")
 def train(
-    data: str, target: str | None, metric: str, positive: str | None, out: Path, cv: int, caution: float, jobs: int, seed: int
+    data: str,
+    target: str | None,
+    metric: str,
+    positive: str | None,
+    cost: Path | None,
+    out: Path,
+    cv: int,
+    caution: float,
+    jobs: int,
+    seed: int,
 ) -> None:
     """Train a linear classifier for METRIC on DATA, and say how it compares with logistic regression.
 
-    DATA is an embedded set (breast-cancer, wine, iris, digits) or a file: .csv, .tsv, .parquet, .arff or KEEL's .dat. Numbers
-    are standardised, text becomes columns of 0 and 1, and missing values are filled. The classifier stays logistic regression
-    unless training for the metric gains more than its own error on inner folds.
+    DATA is an embedded set (breast-cancer, wine, iris, digits, monks-3) or a file: .csv, .tsv, .parquet, .arff or KEEL's .dat.
+    Numbers are standardised, text becomes columns of 0 and 1, and missing values are filled. The classifier stays logistic
+    regression unless training for the metric gains more than its own error on inner folds.
     """
     from lossmith.data import load
 
@@ -40,11 +50,15 @@ def train(
     from lossmith.estimators.table_model import TableModel
 
     dataset = load(data, target)
+    if positive is not None:
+        dataset = dataset.with_positive(positive)
+    trained: Any = metric if cost is None else given_costs(cost, metric, dataset.classes)
     with progress("training", 1):
-        model = TableModel.train(dataset, metric, positive, cv=cv, caution=caution, n_jobs=jobs, random_state=seed)
+        model = TableModel.train(dataset, trained, cv=cv, caution=caution, n_jobs=jobs, random_state=seed)
     model.save(out)
     fitted = model.classifier
-    print_table(f"{dataset.name}: {metric} on {len(fitted.scores_)} inner folds", *_summary(fitted))
+    name = metric if cost is None else "minus the cost"
+    print_table(f"{dataset.name}: {name} on {len(fitted.scores_)} inner folds", *_summary(fitted))
     taken = "trained for the metric" if fitted.selection_.took_metric else "logistic regression"
     print(f"taken: {taken}; {fitted.selection_.reason}")
     print(f"model: {out}")
@@ -57,10 +71,12 @@ def _summary(fitted: Any) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     kinds = [point.is_likelihood for point in fitted.points_]
     mean = fitted.scores_.mean(0)
     rows: list[tuple[str, ...]] = [("logistic regression", f"{fitted.likelihood_scores_.mean(0).max():.4f}")]
-    if metric_of(fitted.metric, len(fitted.classes_)).shifts:
+    metric = metric_of(fitted.metric, len(fitted.classes_))
+    if metric.shifts:
         rows.append(("the same with its decision rule", f"{max(m for m, kind in zip(mean, kinds, strict=True) if kind):.4f}"))
     trained = [m for m, kind in zip(mean, kinds, strict=True) if not kind]
-    rows.append(("trained for the metric", f"{max(trained):.4f}" if trained else "no better on the first folds"))
+    if not metric.likelihood:
+        rows.append(("trained for the metric", f"{max(trained):.4f}" if trained else "no better on the first folds"))
     return ("", "held out"), rows
 
 

@@ -53,22 +53,16 @@ class TableModel:
     classifier: MetricClassifierCV
 
     @classmethod
-    def train(
-        cls, data: Dataset, metric: str, positive: str | None, cv: int, caution: float, n_jobs: int, random_state: int
-    ) -> TableModel:
+    def train(cls, data: Dataset, metric: Any, cv: int, caution: float, n_jobs: int, random_state: int) -> TableModel:
         """Fit to a table.
 
         Args:
-            data: the table.
-            metric: a name, as for ``MetricClassifierCV``.
-            positive: the label whose metric it is, for one of two classes; None takes the last of the sorted labels.
-            cv, caution, n_jobs, random_state: of ``MetricClassifierCV``.
+            data: the table. The metric of one of two classes is that of the last.
+            metric, cv, caution, n_jobs, random_state: of ``MetricClassifierCV``.
 
         Raises:
-            InputError: the label is no class, or the metric not for so many classes.
+            InputError: the metric is not for so many classes.
         """
-        if positive is not None:
-            data = data.with_positive(positive)
         columns = {str(name): _kind(column) for name, column in data.features.items()}
         numbers = [name for name, kind in columns.items() if kind == NUMBER]
         texts = [name for name, kind in columns.items() if kind == TEXT]
