@@ -74,9 +74,8 @@ def _summary(fitted: Any) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     metric = metric_of(fitted.metric, len(fitted.classes_))
     if metric.shifts:
         rows.append(("the same with its decision rule", f"{max(m for m, kind in zip(mean, kinds, strict=True) if kind):.4f}"))
-    trained = [m for m, kind in zip(mean, kinds, strict=True) if not kind]
-    if not metric.likelihood:
-        rows.append(("trained for the metric", f"{max(trained):.4f}" if trained else "no better on the first folds"))
+    if trained := [m for m, kind in zip(mean, kinds, strict=True) if not kind]:
+        rows.append(("trained for the metric", f"{max(trained):.4f}"))
     return ("", "held out"), rows
 
 

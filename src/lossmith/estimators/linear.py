@@ -126,10 +126,9 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
     1. Logistic regression at each of ``Cs``, on inner folds.
     2. For a metric of decisions (F-beta, balanced accuracy, Jaccard, cost), its decision rule: an offset for each class, tuned
        on held-out scores and put into ``intercept_``. On a fold it is judged with offsets tuned on the other folds.
-    3. From the best C and its two neighbours, the path of the smooth metric: see ``MetricClassifier``. Where no point of the
-       best C gains anything on the first half of the folds, the path ends there.
-    4. The metric's best point is taken if its mean gain over the best of 1 and 2 exceeds ``caution`` corrected standard errors,
-       else 1 and 2. Ties go to the stronger penalty and to likelihood.
+    3. From the best C and its two neighbours, the path of the smooth metric: see ``MetricClassifier``.
+    4. The metric's best point is taken if its mean gain over likelihood at its best C, with its decision rule, exceeds
+       ``caution`` corrected standard errors. Ties go to the stronger penalty and to likelihood.
 
     Args:
         metric: as in ``MetricClassifier``.
@@ -182,7 +181,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         *,
         Cs: Any = 10,
         cv: Any = 5,
-        fold_rows: int | None = 50_000,
+        fold_rows: int | None = 25_000,
         caution: float = 0.75,
         decision_rule: bool = True,
         noise: str = "gumbel",
@@ -231,30 +230,16 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         best = int(np.argmax(np.round(scores.mean(0), 12)))
         self.points_ = [Point(float(C), 1.0, 0.0) for C in self.Cs_]
 
-        def follow(at: int, some: slice) -> list[list[Floats]]:
-            """The coefficients of each metric point of the C at that place, for some of the folds."""
-            return parallel(
-                delayed(_metric)(data, fold, metric, coefs[at], self.Cs_[at], self.noise)
-                for fold, coefs in zip(folds[some], likelihood[some], strict=True)
-            )
-
-        def judged_paths(paths: list[list[Floats]], some: slice) -> Floats:
-            """(folds, points)."""
-            each = zip(folds[some], paths, strict=True)
-            return np.array([[judge.one(scores_of(X[held], coef), held) for coef in coefs] for (_, held), coefs in each])
-
-        # Half of the folds say whether there is anything to gain at the best C, before the rest is computed.
-        half = (len(folds) + 1) // 2
-        first, last = slice(0, half), slice(half, None)
-        paths: list[list[Floats]] = [[] for _ in folds]
-        trial = follow(best, first) if self.caution < np.inf and not metric.likelihood else []
-        if trial and (judged_paths(trial, first) - scores[first, best, None]).mean(0).max() > 0:
-            whole = {best: trial + follow(best, last)}
-            for at in range(max(best - 1, 0), min(best + 2, len(self.Cs_))):
-                of_folds = whole.get(at) or follow(at, slice(None))
-                self.points_ += [Point(float(self.Cs_[at]), q, sharpness) for sharpness, q in STAGES if q > 0]
-                paths = [before + coefs for before, coefs in zip(paths, of_folds, strict=True)]
-        self.scores_ = np.concatenate([scores, judged_paths(paths, slice(None)).reshape(len(folds), -1)], 1)
+        tried = self.caution < np.inf and not metric.likelihood
+        near = np.arange(max(best - 1, 0), min(best + 2, len(self.Cs_)) if tried else 0)
+        paths = parallel(
+            delayed(_metric)(data, fold, metric, [coefs[at] for at in near], self.Cs_[near], self.noise)
+            for fold, coefs in zip(folds, likelihood, strict=True)
+        )
+        self.points_ += [Point(float(C), q, sharpness) for C in self.Cs_[near] for sharpness, q in STAGES if q > 0]
+        each = zip(folds, paths, strict=True)
+        of_paths = [[judge.one(scores_of(X[held], coef), held) for coef in coefs] for (_, held), coefs in each]
+        self.scores_ = np.concatenate([scores, np.reshape(of_paths, (len(folds), -1))], 1)
         self.coefs_paths_ = np.array([[*a, *b] for a, b in zip(likelihood, paths, strict=True)])
         ratio = float(np.mean([len(held) / len(train) for train, held in folds]))
         self.selection_ = choose(self.points_, self.scores_, ratio, self.caution)
@@ -300,10 +285,12 @@ def _likelihood(data: Training, fold: Fold, Cs: Floats, tol: float, max_iter: in
         return likelihood_path(_of_fold(data, fold), Cs, tol, max_iter).coefs
 
 
-def _metric(data: Training, fold: Fold, metric: TrainedMetric, start: Floats, C: float, noise: str) -> list[Floats]:
+def _metric(data: Training, fold: Fold, metric: TrainedMetric, starts: list[Floats], Cs: Floats, noise: str) -> list[Floats]:
+    """The coefficients of each metric point, from those of likelihood at each C on."""
+    of_fold = _of_fold(data, fold)
     with _few_threads(data):
-        steps = metric_path(_of_fold(data, fold), metric, start, C, noise)
-    return [step.coef for step in steps if step.point.q > 0]
+        paths = [metric_path(of_fold, metric, start, C, noise) for start, C in zip(starts, Cs, strict=True)]
+    return [step.coef for steps in paths for step in steps if step.point.q > 0]
 
 
 def _tempered(data: Training, coef: Floats) -> Floats:

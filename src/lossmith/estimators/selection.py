@@ -127,13 +127,7 @@ def choose(points: Sequence[AnyPoint], scores: Floats, ratio: float, caution: fl
     base = _first_of_best(mean, np.flatnonzero(kinds))
     others = np.flatnonzero(~kinds)
     if len(others) == 0:
-        return Selection(
-            points[base],
-            base,
-            0.0,
-            0.0,
-            "training for the metric was not tried, or gained nothing on the first folds, so likelihood stays",
-        )
+        return Selection(points[base], base, 0.0, 0.0, "training for the metric was not tried, so likelihood stays")
     best = _first_of_best(mean, others)
     differences = scores[:, best] - scores[:, base]
     gain, error = float(differences.mean()), corrected_error(differences, ratio)
