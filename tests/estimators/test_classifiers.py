@@ -20,6 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import lossmith
 from lossmith.estimators import MetricClassifier, MetricClassifierCV, MetricPathDisplay
+from lossmith.estimators.linear import telling_of_folds
 from lossmith.estimators.metrics import METRICS
 from lossmith.estimators.selection import folds_of
 
@@ -209,6 +210,16 @@ def test_of_many_rows_a_stratified_draw_chooses_and_all_are_fitted() -> None:
     assert np.array_equal(found.scores_, plain.scores_)
     np.testing.assert_allclose(found.coef_, LogisticRegression(C=found.C_, tol=1e-8).fit(X, y).coef_, rtol=1e-4)
     assert len(np.unique(np.concatenate(folds_of(5, X, y, 0, {}, fold_rows=None)[0]))) == 3000
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_a_listener_is_told_of_each_fold(n_jobs: int | None) -> None:
+    told: list[int] = []
+    with telling_of_folds(lambda: told.append(1)):
+        MetricClassifierCV(Cs=2, cv=2, n_jobs=n_jobs).fit(*IRIS)
+    assert len(told) == 8
+    MetricClassifierCV(Cs=2, cv=2).fit(*IRIS)
+    assert len(told) == 8
 
 
 def test_groups_are_routed_to_the_splitter() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,15 @@ def train(
         if value < least:
             raise InputError(f"--{name}: expected {least} or more, got {value}")
     check_paths([out], "--out")
+    from lossmith.estimators.linear import telling_of_folds
     from lossmith.estimators.table_model import TableModel
 
     dataset = load(data, target)
     if positive is not None:
         dataset = dataset.with_positive(positive)
     trained: Any = metric if cost is None else given_costs(cost, metric, dataset.classes)
-    with progress("training", 1):
+    done = count(1)
+    with progress("training on folds", 4 * cv) as show, telling_of_folds(lambda: show(next(done))):
         model = TableModel.train(dataset, trained, cv=cv, caution=caution, n_jobs=jobs, random_state=seed)
     model.save(out)
     fitted = model.classifier

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -21,6 +23,18 @@ from lossmith.estimators.trained_metric import Floats, Rows, TrainedMetric
 
 NOISES = ("gumbel", "normal", "logistic")
 SMALL = 100_000_000  # rows · features · classes up to which one thread is faster than two
+
+_listener: ContextVar[Callable[[], None] | None] = ContextVar("_listener", default=None)
+
+
+@contextmanager
+def telling_of_folds(listener: Callable[[], None]) -> Iterator[None]:
+    """Inside, ``MetricClassifierCV.fit`` calls ``listener`` twice for each fold: after its likelihood, and after its path."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 class LinearMetricClassifier(ScoreClassifier):
@@ -217,9 +231,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         if self.Cs_.ndim != 1 or not (self.Cs_ > 0).all():
             raise ValueError(f"Cs: expected numbers above 0, got {self.Cs!r}")
         folds = folds_of(self.cv, X, rows.y, self.random_state, split_params, fold_rows=self.fold_rows)
-        parallel = Parallel(n_jobs=self.n_jobs)
-
-        likelihood = parallel(delayed(_likelihood)(data, fold, self.Cs_, self.tol, self.max_iter) for fold in folds)
+        likelihood = self._of_folds(delayed(_likelihood)(data, fold, self.Cs_, self.tol, self.max_iter) for fold in folds)
         held_scores = [[scores_of(X[held], coef) for coef in coefs] for (_, held), coefs in zip(folds, likelihood, strict=True)]
         rule = metric.shifts and self.decision_rule
         judge = Judge(metric, Rows(rows.y, judged, rows.classes), [held for _, held in folds], rule)
@@ -232,7 +244,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
 
         tried = self.caution < np.inf and not metric.likelihood
         near = np.arange(max(best - 1, 0), min(best + 2, len(self.Cs_)) if tried else 0)
-        paths = parallel(
+        paths = self._of_folds(
             delayed(_metric)(data, fold, metric, [coefs[at] for at in near], self.Cs_[near], self.noise)
             for fold, coefs in zip(folds, likelihood, strict=True)
         )
@@ -245,6 +257,15 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         self.selection_ = choose(self.points_, self.scores_, ratio, self.caution)
         self._finish(data, metric, self.selection_, judge, held_scores)
         return self
+
+    def _of_folds(self, tasks: Iterable[Any]) -> list[Any]:
+        """What each fold's task returns."""
+        found, listener = [], _listener.get()
+        for one in Parallel(n_jobs=self.n_jobs, return_as="generator")(tasks):
+            found.append(one)
+            if listener is not None:
+                listener()
+        return found
 
     def _finish(
         self, data: Training, metric: TrainedMetric, selection: Selection[Point], judge: Judge, held_scores: list[list[Floats]]
