@@ -66,7 +66,7 @@ def test_summary_of_known_gains() -> None:
     ("arguments", "words"),
     [
         (["--tables", "nowhere"], "--tables: expected a folder of .dat files"),
-        (["--tables", ".", "--metric", "f3"], "--metric: unknown"),
+        (["--tables", ".", "--metric", "g3"], "--metric: unknown"),
     ],
 )
 def test_refused_in_one_line(arguments: list[str], words: str) -> None:

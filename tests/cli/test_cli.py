@@ -143,6 +143,8 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
         (None, ["iris", "--judge=f2"], ["--judge", "no scorer 'f2'"]),
         (None, ["iris", "--positive=setosa"], ["--positive: expected one of two classes"]),
         (None, ["breast-cancer", "--positive=bad"], ["--positive", "benign, malignant"]),
+        (None, ["iris", "--cluster=tcp://a:1"], ["--cluster: expected --backend dask or ray with it"]),
+        (None, ["iris", "--jobs=0"], ["--jobs: expected 1 or more", "got 0"]),
         (None, ["iris", "--cost=no.csv"], ["--cost: no.csv: cannot read it (No such file or directory)"]),
         (None, ["iris", "--backend=spark"], ["--backend: there is no 'spark'"]),
         (None, ["iris", "--folds=1"], ["--folds: expected 2 or more"]),
@@ -298,7 +300,7 @@ def test_compare_as_json(lossmith_, tmp_path):
     assert (code, err) == (0, "")
     read = valid_json(out)
     assert [entry["method"] for entry in read["methods"]] == ["likelihood", "hinge"]
-    assert read["settings"]["metric"] == "f1-macro"
+    assert read["settings"]["metric"] == "f1_macro"
     assert read["report"] == "o/report.html"
     assert "lossmith compare iris" in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
 

@@ -116,6 +116,18 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words
     assert list(tmp_path.iterdir()) == []
 
 
+def test_numbers_as_text_and_labels_in_brackets(tmp_path: Path) -> None:
+    code = np.random.default_rng(0).choice(["1", "2", "x"], 200)
+    label = np.where(code == "1", "[low]", "[/hi]")
+    pd.DataFrame({"code": code, "y": label}).to_csv(tmp_path / "a.csv", index=False)
+    assert run("train", tmp_path / "a.csv", "--target", "y", "--cv", 2, "--out", tmp_path / "m").exit_code == 0
+    (tmp_path / "b.csv").write_text("code,other\n1,0\n2,0\n,0\n", encoding="utf-8")
+    done = run("predict", tmp_path / "m", tmp_path / "b.csv", "--out", tmp_path / "p.csv")
+    assert done.exit_code == 0, done.output
+    assert "[/hi]" in done.stdout
+    assert pd.read_csv(tmp_path / "p.csv")["prediction"].tolist()[:2] == ["[low]", "[/hi]"]
+
+
 def test_costs_decide(tmp_path: Path) -> None:
     costs = tmp_path / "costs.csv"
     costs.write_text("true,malignant,benign\nmalignant,0,50\nbenign,1,0\n", encoding="utf-8")

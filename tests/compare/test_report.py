@@ -120,13 +120,13 @@ def test_a_single_split_shows_neither_spread_nor_interval():
 # The answer
 
 
-def told(metric="accuracy", **scores):
+def told(metric="accuracy", taken=2, **scores):
     """The answer for scores of methods on four splits, whose names have underscores here."""
     names = {name.replace("_", "-"): values for name, values in scores.items()}
     base = names["likelihood"]
     summaries = [Summary(name, tuple(values), difference(values, base, 0.25), 1.0, 1.0) for name, values in names.items()]
-    taken = [dataclasses.replace(s, taken=2) if s.method == "metric-path" else s for s in summaries]
-    return report.answer(Plan(load("iris"), metric=metric), taken, 0.25)
+    summaries = [dataclasses.replace(s, taken=taken) if s.method == "metric-path" else s for s in summaries]
+    return report.answer(Plan(load("iris"), metric=metric), summaries, 0.25)
 
 
 LOW, HIGH, HIGHEST = [0.70, 0.71, 0.70, 0.71], [0.75, 0.77, 0.76, 0.76], [0.90, 0.92, 0.91, 0.92]
@@ -151,8 +151,21 @@ def test_likelihood_stays_where_nothing_is_sure():
         "Training for the metric, taken in 2 of 4 splits, changes logistic regression by +1.00 points"
     )
     assert found.more[0].endswith("no more than the splits themselves differ.")
-    assert "left out" in told(likelihood=LOW, metric_path=LOW).more[0]
+    assert "left out" in told(taken=0, likelihood=LOW, metric_path=LOW).more[0]
+    assert "by 0.00 points: no more than" in told(likelihood=LOW, metric_path=LOW).more[0]
     assert told(likelihood=HIGH, metric_path=LOW).more[0].endswith("which is worse.")
+
+
+def test_class_weights_are_the_answer_where_they_gain():
+    found = told("f1_macro", likelihood=LOW, class_weights=HIGH, metric_path=LOW)
+    assert (found.use, found.text[:30]) == ("class-weights", "Weigh the classes: f1_macro 76")
+
+
+def test_training_for_the_metric_must_beat_what_would_be_used():
+    worse = [x - 0.1 for x in LOW]
+    found = told("f1_macro", likelihood=LOW, decision_rule=worse, metric_path=[x + 0.001 * i for i, x in enumerate(LOW)])
+    assert found.use == "likelihood"
+    assert found.more[0].endswith("not surely more than logistic regression.")
 
 
 def test_the_decision_rule_is_the_opponent():

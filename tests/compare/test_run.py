@@ -308,9 +308,8 @@ def methods(tmp_path_factory):
     y = (X[:, 0] + generator.normal(size=1500) > 1.5).astype(np.int64)
     data = Dataset("t", pd.DataFrame(X, columns=[*"abc"]), y, ("no", "yes"), "y", "0" * 16)
     plan = Plan(data, metric="f1", folds=2)
-    return plan, {
-        method: [row for row in run(tmp_path_factory.mktemp("m"), plan) if row["method"] == method] for method in METHODS
-    }
+    rows = run(tmp_path_factory.mktemp("m"), plan)
+    return plan, {method: [row for row in rows if row["method"] == method] for method in METHODS}
 
 
 def test_methods_are_what_they_say(methods):

@@ -222,6 +222,33 @@ def test_a_listener_is_told_of_each_fold(n_jobs: int | None) -> None:
     assert len(told) == 8
 
 
+def test_scores_far_apart_and_metrics_of_few_counts() -> None:
+    made = np.random.default_rng(3)
+    X, y = made.normal(size=(40, 1)), made.integers(3, size=40)
+    assert np.isfinite(MetricClassifier("top_2_accuracy", C=1e4).fit(X, y).coef_).all()
+    recall = lossmith.metric(lambda tp, fp, fn, tn: tp / (tp + fn))
+    assert MetricClassifier(recall).fit(*IRIS).score(*IRIS) > 0.9
+
+
+def test_weights_that_leave_nothing() -> None:
+    X, y = make_classification(60, 4, random_state=0)
+    weight = np.where(y == 1, 0.0, 1.0)
+    assert np.isfinite(MetricClassifier(class_weight="balanced").fit(X, y, weight).coef_).all()
+    one = np.arange(60) == 0
+    assert np.isfinite(MetricClassifierCV(Cs=2, cv=2).fit(X, y, one.astype(float)).coef_).all()
+    with pytest.raises(ValueError, match=r"^class_weight: expected some above 0"):
+        MetricClassifier(class_weight={0: 0, 1: 0}).fit(X, y)
+    made = np.random.default_rng(2).random(60)
+    folds = [(np.flatnonzero(y == 0)[:20], np.flatnonzero(y == 1)), (np.arange(30), np.arange(30, 60))]
+    found = MetricClassifierCV("roc_auc", Cs=2, cv=folds).fit(X, y, made)
+    assert (found.scores_[0] == 0.5).all()
+
+
+def test_a_numpy_integer_of_folds_is_an_integer() -> None:
+    one, two = (MetricClassifierCV(Cs=2, cv=cv).fit(*IRIS) for cv in (np.int64(3), 3))
+    assert np.array_equal(one.scores_, two.scores_)
+
+
 def test_groups_are_routed_to_the_splitter() -> None:
     X, y = make_classification(60, 4, random_state=0)
     groups = np.arange(60) % 6

@@ -329,7 +329,7 @@ def test_a_sure_wrong_decision_still_pulls() -> None:
             assert grad.abs().sum() > 0.5
         s = (z[:, 1] - z[:, 0]) / 2
         value = lossmith.AUCLoss(noise="gumbel")(s, y)
-        assert value.item() == pytest.approx(lead)
+        assert value.item() == pytest.approx(lead, rel=1e-5)
         assert torch.autograd.grad(value, z)[0].abs().sum() > 0.5
 
 

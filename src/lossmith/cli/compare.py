@@ -91,6 +91,10 @@ def compare(
     for option, known, given in (("losses", LOSSES, losses), ("methods", METHODS, methods)):
         if given is not None:  # and those given after a blank instead of a comma
             options[option] = (*given, *(name for name in data if name in known))
+    if cluster is not None and backend is None:
+        raise InputError("--cluster: expected --backend dask or ray with it")
+    if jobs == 0:
+        raise InputError("--jobs: expected 1 or more, or -1 for one a core, got 0")
     table = load(source, target)
     if positive is not None:
         table = table.with_positive(positive)

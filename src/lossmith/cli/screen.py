@@ -43,7 +43,7 @@ def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     styles = {"better": "green", "worse": "red"}
     for row in rows:
-        table.add_row(*row, style=next((styles[cell] for cell in row if cell in styles), None))
+        table.add_row(*map(escape, row), style=next((styles[cell] for cell in row if cell in styles), None))
     console = Console()
     if not console.is_terminal:  # a pipe or a log has no width of its own
         console.width = console.measure(table, options=console.options.update(max_width=1000)).maximum

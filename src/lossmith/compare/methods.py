@@ -22,6 +22,7 @@ from lossmith.estimators.trained_metric import Codes, Floats, Rows
 BASELINE = "likelihood"
 RULE = "decision-rule"
 PATH = "metric-path"
+WEIGHTS = "class-weights"
 CEILING = "boosting"
 INNER_FOLDS = 5
 
@@ -40,12 +41,14 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: npt.NDArray[Any], y: Codes) -> BoostedTrees:
         """Fit to features (n, d) and class codes (n,), in one thread."""
-        trees = HistGradientBoostingClassifier(random_state=self.random_state)
+        rarest = int(np.bincount(y).min())
+        early: Any = "auto" if rarest > 2 else False  # it splits by class, and folds leave fewer rows
+        trees = HistGradientBoostingClassifier(random_state=self.random_state, early_stopping=early)
         classes = int(y.max()) + 1
         metric = metric_of(self.metric, classes)
         with threadpool_limits(1):
             self.offset_ = np.zeros(1 if classes == 2 else classes)
-            parts = min(INNER_FOLDS, int(np.bincount(y).min()))
+            parts = min(INNER_FOLDS, rarest)
             if metric.shifts and parts > 1:  # a class of one row would be missing from a training
                 folds = StratifiedKFold(parts, shuffle=True, random_state=self.random_state)
                 held = cross_val_predict(trees, X, y, cv=folds, method="decision_function")
@@ -87,7 +90,7 @@ METHODS: dict[str, Method] = {
         lambda metric, seed: _likelihood(metric, seed, decision_rule=False),
     ),
     RULE: Method("the same, with a threshold or offsets tuned for the metric", "#7f6084", _likelihood),
-    "class-weights": Method(
+    WEIGHTS: Method(
         "logistic regression with balanced class weights, its penalty tuned by the metric",
         "#e39b2f",
         lambda metric, seed: _likelihood(metric, seed, decision_rule=False, class_weight="balanced"),

@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from lossmith.catalogue import SHARED_GRID
 from lossmith.compare.losses import NAMES, loss_of
-from lossmith.compare.methods import BASELINE, METHODS, RULE
+from lossmith.compare.methods import BASELINE, METHODS, PATH, RULE
 from lossmith.compare.metrics import check_judge, evaluate
 from lossmith.data import Dataset
 from lossmith.errors import InputError, near
@@ -40,8 +40,8 @@ class Plan:
 
     Args:
         data: the table. The metric of one of two classes is that of the last.
-        methods: names from ``METHODS``; the baseline is added where it is missing, and a decision rule is left out where the
-            metric has none.
+        methods: names from ``METHODS``; the baseline is added where it is missing, and beside the metric path the decision
+            rule, which is left out where the metric has none.
         losses: names from ``losses.NAMES``, trained by SGD.
         metric: a name, as for ``MetricClassifierCV``: what the methods train and tune for.
         cost: (C, C), row y the costs of each decision where y is true; then the metric is minus the mean cost.
@@ -71,6 +71,7 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "metric", self.metric.replace("-", "_"))
         for name in self.methods:
             _known("--methods", name, METHODS)
         for name in self.losses:
@@ -86,6 +87,8 @@ class Plan:
         methods = dict.fromkeys((BASELINE, *self.methods))
         if not self._check_metric():
             methods.pop(RULE, None)
+        elif PATH in methods:
+            methods.setdefault(RULE)  # the opponent of training for the metric
         object.__setattr__(self, "methods", tuple(methods))
         object.__setattr__(self, "losses", tuple(dict.fromkeys(self.losses)))
         _check_features(self.data)

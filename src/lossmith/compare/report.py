@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lossmith.compare.methods import BASELINE, CEILING, METHODS, PATH, RULE
+from lossmith.compare.methods import BASELINE, CEILING, METHODS, PATH, RULE, WEIGHTS
 from lossmith.compare.metrics import Unit, unit_of
 from lossmith.compare.plan import Plan
 from lossmith.compare.statistics import Difference, Summary, difference
 
 COLUMNS = ("method", "mean ± sd", "differs by", "95 % interval", "", "fit s (×)")
-WORDS = {BASELINE: "logistic regression", RULE: "logistic regression with its decision rule"}
+WORDS = {
+    BASELINE: "logistic regression",
+    RULE: "logistic regression with its decision rule",
+    WEIGHTS: "logistic regression with class weights",
+}
+ADVICE = {BASELINE: "Stay with logistic regression", RULE: "Tune the decision rule", WEIGHTS: "Weigh the classes"}
 
 
 class Answer(NamedTuple):
@@ -60,18 +65,21 @@ def answer(plan: Plan, summaries: Sequence[Summary], ratio: float) -> Answer:
     def over(method: str, opponent: str) -> Difference:
         return difference(found[method].scores, found[opponent].scores, ratio)
 
-    use = RULE if RULE in found and over(RULE, BASELINE).verdict == "better" else BASELINE
+    use = BASELINE
+    for name in (RULE, WEIGHTS):
+        if name in found and over(name, BASELINE).verdict == "better" and found[name].mean > found[use].mean:
+            use = name
     fair = RULE if RULE in found else BASELINE  # the opponent of training for the metric
     more = []
-    if PATH in found and over(PATH, fair).verdict == "better" and found[PATH].mean >= found[use].mean:
+    if PATH in found and over(PATH, fair).verdict == over(PATH, use).verdict == "better":
         use = PATH
         what, gained = "Train for the metric", f", {_told(over(PATH, fair), unit)} over {WORDS[fair]}"
     else:
-        what, gained = "Stay with logistic regression", ""
-        if use == RULE:
-            what, gained = "Tune the decision rule", f", {_told(over(RULE, BASELINE), unit)} over {WORDS[BASELINE]}"
+        what, gained = ADVICE[use], ""
+        if use != BASELINE:
+            gained = f", {_told(over(use, BASELINE), unit)} over {WORDS[BASELINE]}"
         if PATH in found:
-            more.append(_of_path(found[PATH], over(PATH, fair), WORDS[fair], unit))
+            more.append(_of_path(found[PATH], over(PATH, fair), WORDS[fair], WORDS[use], unit))
     if use == BASELINE and RULE in found:
         more.append(f"Its decision rule changes that by {_told(over(RULE, BASELINE), unit)}.")
     for name in found:
@@ -81,11 +89,13 @@ def answer(plan: Plan, summaries: Sequence[Summary], ratio: float) -> Answer:
     return Answer(use, f"{what}: {plan.reported} {_number(found[use].mean, unit)}{unit.name and ' %'}{gained}.", tuple(more))
 
 
-def _of_path(path: Summary, gained: Difference, opponent: str, unit: Unit) -> str:
-    if not any(gained.values):
-        return "Training for the metric gained nothing on the inner folds of any split, so it was left out."
-    where = f"taken in {path.taken} of {len(path.scores)} splits" if path.taken is not None else ""
-    sure = "which is worse" if gained.verdict == "worse" else "no more than the splits themselves differ"
+def _of_path(path: Summary, gained: Difference, opponent: str, used: str, unit: Unit) -> str:
+    if path.taken == 0:
+        return "Training for the metric gained nothing sure on the inner folds of any split, so it was left out."
+    where = f"taken in {path.taken} of {len(path.scores)} splits"
+    sure = "no more than the splits themselves differ"
+    if gained.verdict:
+        sure = "which is worse" if gained.verdict == "worse" else f"not surely more than {used}"
     return f"Training for the metric, {where}, changes {opponent} by {_told(gained, unit)}: {sure}."
 
 

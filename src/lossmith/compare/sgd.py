@@ -39,11 +39,20 @@ def train_loss(plan: Plan, cell: Cell, whole: Part, inner: Part | None) -> Train
     drawn, validation = plan.draw_settings(cell), None
     settings = drawn[0]
     if inner is not None:
-        values = [evaluate_scores(plan, inner, _train(plan, cell, each, inner)) for each in drawn]
-        best = int(np.argmax(values))  # of equals, the first
-        settings, validation = drawn[best], values[best]
+        values = [_validation(plan, inner, _train(plan, cell, each, inner)) for each in drawn]
+        if np.isfinite(values).all():  # else the defaults
+            best = int(np.argmax(values))  # of equals, the first
+            settings, validation = drawn[best], values[best]
     curve: Curve = []
     return Trained(_train(plan, cell, settings, whole, curve), settings, validation, curve)
+
+
+def _validation(plan: Plan, part: Part, scores: Floats) -> float:
+    """What is reported; nan where a judge needs a class that the small part lacks."""
+    try:
+        return evaluate_scores(plan, part, scores)
+    except ValueError:
+        return math.nan
 
 
 def evaluate_scores(plan: Plan, part: Part, scores: Floats) -> float:

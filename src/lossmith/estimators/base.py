@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import compute_class_weight
+from sklearn.utils import check_consistent_length, column_or_1d, compute_class_weight
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -47,10 +47,14 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         if not weight.any():
             raise ValueError("sample_weight: expected some above 0, got sample weights that are all zero")
         if self.class_weight == "balanced":
-            by_class = weight.sum() / (len(self.classes_) * np.maximum(np.bincount(codes, weight), np.finfo(float).tiny))
+            counts = np.bincount(codes, weight)
+            by_class = np.divide(weight.sum() / len(counts), counts, out=np.zeros(len(counts)), where=counts > 0)
         else:
             by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
-        return X, Rows(codes, weight * by_class[codes], len(self.classes_)), weight
+        trained = weight * by_class[codes]
+        if not trained.any():
+            raise ValueError("class_weight: expected some above 0, got class weights that leave no row")
+        return X, Rows(codes, trained, len(self.classes_)), weight
 
     def _scores(self, X: Any) -> Floats:
         """(n, K), as ``metrics`` has them."""
@@ -80,11 +84,12 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """``metric``, counted on predictions for X."""
-        scores = self._scores(X)
+        scores, y = self._scores(X), column_or_1d(y)
+        check_consistent_length(scores, y)
         codes = np.searchsorted(self.classes_, y)
         known = np.isin(y, self.classes_)
         if not known.all():
-            raise ValueError(f"y: expected the classes {list(self.classes_)}, got {np.unique(np.asarray(y)[~known]).tolist()}")
+            raise ValueError(f"y: expected the classes {list(self.classes_)}, got {np.unique(y[~known]).tolist()}")
         weight = _check_sample_weight(sample_weight, scores, dtype=np.float64)
         return metric_of(self.metric, len(self.classes_)).counted(scores, Rows(codes, weight, len(self.classes_)))
 

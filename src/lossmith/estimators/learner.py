@@ -135,7 +135,7 @@ class Learner:
         return next((t for t in range(number) if not self.epoch()), number)
 
     def epoch(self) -> bool:
-        """Learn for an epoch. Where a loss is not finite: False, and the weights of before."""
+        """Learn for an epoch. Where a loss or a weight is not finite: False, and the weights of before."""
         before = self.state()
         self.network.train()
         for batch in self._order():
@@ -149,6 +149,9 @@ class Learner:
             self.optimizer.step()
             for schedule in self.schedules:
                 schedule.step()
+        if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
+            self.load(before)
+            return False
         return True
 
     def _order(self) -> list[Tensor]:

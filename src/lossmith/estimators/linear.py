@@ -120,7 +120,7 @@ class MetricClassifier(LinearMetricClassifier):
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> MetricClassifier:
         """Fit to features (n, d), dense or sparse, and classes (n,)."""
-        X, rows, _ = self._rows(X, y, sample_weight)
+        X, rows, judged = self._rows(X, y, sample_weight)
         metric = metric_of(self.metric, rows.classes)
         data = Training(X, rows, self.fit_intercept)
         found = likelihood_path(data, np.array([self.C]), self.tol, self.max_iter)
@@ -129,7 +129,7 @@ class MetricClassifier(LinearMetricClassifier):
         steps = metric_path(data, metric, found.coefs[0], self.C, self.noise, stages)
         coef = _tempered(data, steps[-1].coef)
         self._set(coef)
-        self.training_metric_ = metric.counted(data.scores(coef), data.rows)
+        self.training_metric_ = metric.counted(data.scores(coef), Rows(rows.y, judged, rows.classes))
         self.n_iter_ = np.array([found.iterations[0] + sum(step.iterations for step in steps)])
         return self
 
@@ -228,7 +228,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         metric = metric_of(self.metric, rows.classes)
         data = Training(X, rows, self.fit_intercept)
         self.Cs_ = np.logspace(-4, 4, self.Cs) if isinstance(self.Cs, Integral) else np.sort(np.asarray(self.Cs, dtype=float))
-        if self.Cs_.ndim != 1 or not (self.Cs_ > 0).all():
+        if self.Cs_.ndim != 1 or len(self.Cs_) == 0 or not (self.Cs_ > 0).all():
             raise ValueError(f"Cs: expected numbers above 0, got {self.Cs!r}")
         folds = folds_of(self.cv, X, rows.y, self.random_state, split_params, fold_rows=self.fold_rows)
         likelihood = self._of_folds(delayed(_likelihood)(data, fold, self.Cs_, self.tol, self.max_iter) for fold in folds)
@@ -286,7 +286,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         self._set(coef)
         self.C_, self.sharpness_, self.q_ = point.C, point.sharpness, point.q
         self.best_index_, self.best_score_ = selection.index, float(self.scores_[:, selection.index].mean())
-        self.training_metric_ = metric.counted(data.scores(coef), data.rows)
+        self.training_metric_ = metric.counted(data.scores(coef), judge.rows)
         self.n_iter_ = np.array([iterations])
 
 

@@ -231,7 +231,7 @@ class Own(OfCounts):
         """By torch's derivatives."""
         leaves = torch.from_numpy(tp).requires_grad_(), torch.from_numpy(predicted).requires_grad_()
         m = self._of(*leaves, torch.from_numpy(support))
-        of_tp, of_predicted = torch.autograd.grad(m, leaves)
+        of_tp, of_predicted = torch.autograd.grad(m, leaves, allow_unused=True, materialize_grads=True)
         return m.item(), of_tp.numpy(), of_predicted.numpy()
 
     def _of(self, tp: Tensor, given: Tensor, support: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ class Ranking(TrainedMetric):
         one = roc_auc_score if self.kind == "roc_auc" else average_precision_score
         found = []
         for _, column, positive in self._columns(scores, rows):
-            if 0 < rows.weight @ positive < rows.weight.sum():
+            if _both_present(positive, rows.weight):
                 found.append(one(positive, column, sample_weight=rows.weight))
         return float(np.mean(found)) if found else 0.5
 
@@ -308,7 +308,7 @@ class Ranking(TrainedMetric):
         leaf, weight = torch.from_numpy(np.ascontiguousarray(scores)).requires_grad_(), torch.from_numpy(rows.weight)
         found = []
         for k, _, positive in self._columns(scores, rows):
-            if 0 < rows.weight @ positive < rows.weight.sum():
+            if _both_present(positive, rows.weight):
                 found.append(self._smooth(leaf[:, k], torch.from_numpy(positive), weight, noise))
         if not found:
             return 0.0, np.zeros_like(scores)
@@ -329,6 +329,12 @@ class Ranking(TrainedMetric):
         if scores.shape[1] == 1:
             return [(0, scores[:, 0], rows.y == 1)]
         return [(k, scores[:, k], rows.y == k) for k in range(scores.shape[1])]
+
+
+def _both_present(positive: npt.NDArray[np.bool_], weight: Floats) -> bool:
+    """Whether rows of weight above 0 are on both sides."""
+    seen = positive[weight > 0]
+    return bool(seen.any() and not seen.all())
 
 
 def _sums(codes: Codes, weight: Floats, classes: int) -> Floats:

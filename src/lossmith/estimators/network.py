@@ -195,10 +195,14 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
             self.selection_ = choose(self.points_, self.scores_, ratio, self.caution)
             learner = self._learner(fabric, X, rows, seed)
             learner.start_likelihood()
-            epochs = [learner.epochs(likelihood.points[likelihood.best].epoch), 0]
-            if self.selection_.took_metric:
+            wanted = [likelihood.points[likelihood.best].epoch, self.selection_.point.epoch * self.selection_.took_metric]
+            epochs = [learner.epochs(wanted[0]), 0]
+            if wanted[1]:
                 learner.start_metric(self.metric, self.noise, self.metric_epochs)
-                epochs[1] = learner.epochs(self.selection_.point.epoch)
+                epochs[1] = learner.epochs(wanted[1])
+            if epochs != wanted:
+                text = f"on all rows a loss was not finite: training ended after {sum(epochs)} of {sum(wanted)} epochs"
+                warnings.warn(f"{text}; standardise the features or lower learning_rate", ConvergenceWarning, stacklevel=2)
         self.best_index_, self.best_score_ = self.selection_.index, float(self.scores_[:, self.selection_.index].mean())
         self.epochs_, self.n_iter_ = tuple(epochs), sum(epochs)
         self.sharpness_, self.offsets_ = 1.0, np.zeros(1 if rows.classes == 2 else rows.classes)
@@ -209,7 +213,7 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
         elif metric.shifts:
             self.offsets_ = judge.offsets(likelihood.held_scores)
         self.module_ = learner.finished()
-        self.training_metric_ = metric.counted(self._scores_of(X), rows)
+        self.training_metric_ = metric.counted(self._scores_of(X), judge.rows)
         return self
 
     def _learner(self, fabric: Any, X: Floats, rows: Rows, seed: int, train: Codes | slice = slice(None)) -> Learner:

@@ -97,6 +97,8 @@ def likelihood_path(data: Training, Cs: Floats, tol: float, max_iter: int) -> Li
     used = rows.weight > 0
     X, y, weight = (data.X, rows.y, rows.weight) if used.all() else (data.X[used], rows.y[used], rows.weight[used])
     present = np.unique(y)
+    if len(present) == 0:  # a fold whose rows weigh nothing
+        return Likelihood([np.zeros((outputs, d + 1))] * len(Cs), [1] * len(Cs))
     if len(present) == 1:
         only = np.zeros((outputs, d + 1))
         only[:, -1] = (-MISSING if present[0] else MISSING) if outputs == 1 else MISSING
@@ -130,6 +132,8 @@ def metric_path(
     data: Training, metric: TrainedMetric, start: Floats, C: float, noise: str, stages: tuple[tuple[float, float], ...] = STAGES
 ) -> list[Step]:
     """The end of each stage; its metric on the training rows is never below the start's."""
+    if not data.rows.weight.any():
+        return [Step(Point(float(C), q, sharpness), start, 0.0, 0) for sharpness, q in stages]
     best, best_metric, before = start, metric.counted(data.scores(start), data.rows), 1.0
     found = []
     for sharpness, q in stages:
@@ -156,6 +160,8 @@ def minimise(data: Training, metric: TrainedMetric, start: Floats, decay: float,
         grad[:, :-1] = (X.T @ slope.astype(X.dtype, copy=False)).T
         grad[:, :-1] += decay * coef[:, :-1]
         grad[:, -1] = slope.sum(0) if data.fit_intercept else 0.0
+        if not np.isfinite(grad).all():  # too far out: the search turns back
+            return np.inf, np.zeros(grad.size)
         weights = coef[:, :-1].ravel()
         return loss + 0.5 * decay * float(weights @ weights), grad.ravel()
 

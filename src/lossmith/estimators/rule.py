@@ -12,6 +12,7 @@ from lossmith.estimators.trained_metric import Codes, Floats, Rows, TrainedMetri
 
 CANDIDATES = 200
 SWEEPS = 3
+CLOSE = 1e-12  # metrics that differ by less are equal but for rounding
 
 
 def best_offsets(metric: TrainedMetric, scores: Floats, rows: Rows) -> Floats:
@@ -24,7 +25,7 @@ def best_offsets(metric: TrainedMetric, scores: Floats, rows: Rows) -> Floats:
         before = best
         for k in range(scores.shape[1]):
             moved, reached = _moved(metric, scores, offsets, k, rows)
-            if reached > best:
+            if reached > best + CLOSE:
                 offsets[k], best = moved, reached
         if best <= before:
             break
@@ -50,7 +51,7 @@ def _moved(metric: TrainedMetric, scores: Floats, offsets: Floats, k: int, rows:
         unit = np.eye(scores.shape[1])[k]
         found = np.array([metric.counted(scores + offsets * (1 - unit) + edge * unit, rows) for edge in edges])
     best = int(np.argmax(found))
-    ties = np.flatnonzero(found >= found[best] - 1e-12)
+    ties = np.flatnonzero(found >= found[best] - CLOSE)
     run = ties[: np.searchsorted(ties - np.arange(len(ties)), ties[0], side="right")]  # the first run of equals: its middle
     return float(edges[run[len(run) // 2]]), float(found[best])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -79,7 +80,7 @@ def folds_of(
         repeats: of an integer's folds.
         fold_rows: the rows that an integer's folds divide, at most; of more, a stratified draw.
     """
-    if isinstance(cv, int):
+    if isinstance(cv, Integral):
         if fold_rows is not None and len(y) > fold_rows:
             drawn = _stratified_draw(y, fold_rows, random_state)
             folds = folds_of(cv, drawn, y[drawn], random_state, params, repeats)
@@ -132,7 +133,7 @@ def choose(points: Sequence[AnyPoint], scores: Floats, ratio: float, caution: fl
     differences = scores[:, best] - scores[:, base]
     gain, error = float(differences.mean()), corrected_error(differences, ratio)
     told = f"on {len(scores)} inner folds the metric point gains {gain:+.4f} with a standard error of {error:.4f}"
-    if gain > CLOSE and gain > caution * error:
+    if gain > CLOSE and (caution == 0 or gain > caution * error):
         return Selection(points[best], best, gain, error, f"{told}: more than {caution:g} of them")
     return Selection(points[base], base, gain, error, f"{told}: no more than {caution:g} of them, so likelihood stays")
 

@@ -143,13 +143,18 @@ def _kind(column: pd.Series[Any]) -> str:
     return NUMBER if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column) else TEXT
 
 
+def _text(value: Any) -> str:
+    """A column of whole numbers is read as floats where a value is missing: 1.0 is the text 1."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _typed(frame: pd.DataFrame, columns: dict[str, str], where: str) -> pd.DataFrame:
     """The columns in their order: numbers as float64 (dates as seconds), text as str, None where there is no value."""
     found = {}
     for name, kind in columns.items():
         column = frame[name]
         if kind == TEXT:
-            found[name] = column.astype(object).map(str, na_action="ignore").where(column.notna(), None)
+            found[name] = column.astype(object).map(_text, na_action="ignore").where(column.notna(), None)
         elif pd.api.types.is_datetime64_any_dtype(column):
             found[name] = (column - pd.Timestamp(0, tz=getattr(column.dt, "tz", None))).dt.total_seconds()
         else:

@@ -7,8 +7,8 @@ A loss takes scores (n, C), also for two classes, class indices (n,) and a weigh
     F-beta, Jaccard, own metrics:        −log_q(m) of the counts that w_i weighs
     AUC, average precision:              −log_q(m); for more than two classes each score against the rest, averaged
 
-Each is the loss of its batch. That of a mean is an unbiased estimate of the loss of all rows; that of counts and of a ranking
-is not, and needs batches that hold tens of rows of each class.
+Each is the loss of its batch. That of a mean of rows that weigh the same is an unbiased estimate of the loss of all rows;
+weighted means, counts and rankings are not, and needs batches that hold tens of rows of each class.
 """
 
 from __future__ import annotations
