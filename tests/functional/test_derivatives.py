@@ -180,3 +180,14 @@ def test_one_thread_or_two_give_the_same_bits(name: str, rows: int, classes: int
     one, two = results
     assert torch.equal(one[0], two[0])
     assert torch.equal(one[1], two[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rival_a_thousand_scales_ahead_has_no_slope(dtype: torch.dtype) -> None:
+    """Among the two highest with a sure leader: log p = log sigmoid(z_0 − z_1), whatever the leader's score."""
+    z = torch.tensor([[-1220.0, -108.0, 1608.0]], dtype=dtype, requires_grad=True)
+    log_p = topk_log_prob(z, torch.tensor([0]), 2, noise="gumbel")
+    assert log_p.item() == pytest.approx(-1112.0, rel=1e-6)
+    (grad,) = torch.autograd.grad(log_p.sum(), z, create_graph=True)
+    assert grad.tolist()[0] == pytest.approx([1.0, -1.0, 0.0], abs=1e-6)
+    assert torch.autograd.grad(grad[0, 0], z)[0].abs().max() < 1e-6

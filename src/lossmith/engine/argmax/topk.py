@@ -60,6 +60,11 @@ def _by_nodes(tail: Callable[[Tensor, Tensor, int], Tensor], rivals: Tensor, u: 
     def block(u: Tensor) -> Tensor:
         x = u.unsqueeze(-1) - rivals.unsqueeze(-2)
         log_cdf, log_sf = noise.log_cdf(x), noise.log_sf(x)
+        sure = log_cdf.isneginf()  # a rival far above u: it counts, and has no slope, which may be infinite where log F is
+        if sure.any():
+            within = torch.where(sure, noise.icdf(x.new_tensor(0.5)), x)
+            log_cdf = torch.where(sure, -torch.inf, noise.log_cdf(within))
+            log_sf = torch.where(sure, 0.0, noise.log_sf(within))
         return tail(torch.where(removed, 0.0, log_cdf), torch.where(removed, -CERTAIN, log_sf), rank - 1)
 
     blocks = u.split(max(1, BUDGET // max(1, rivals.numel() * rank)), -1)
