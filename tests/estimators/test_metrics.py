@@ -138,6 +138,8 @@ def test_gradients(name: str, noise: str, q: float, classes: int) -> None:
     except ValueError:
         pytest.skip("for two classes")
     scores, rows = case(classes, weighted=not name.startswith("average_precision"))
+    if name.startswith("average_precision"):  # without a kernel for float64 it is slow
+        scores, rows = scores[:12], Rows(rows.y[:12], rows.weight[:12], classes)
     error = check_grad(
         lambda x: metric.loss(x.reshape(scores.shape), rows, noise, q)[0],
         lambda x: metric.loss(x.reshape(scores.shape), rows, noise, q)[1].ravel(),
