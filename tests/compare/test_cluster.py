@@ -1,6 +1,5 @@
 """Rows that a cluster computes are those of this process; what is no cluster is refused in words."""
 
-import json
 import sys
 
 import distributed
@@ -13,12 +12,7 @@ from lossmith.compare.run import run
 from lossmith.compare.store import open_store
 from lossmith.data import load
 from lossmith.errors import InputError
-
-TIMES = ("seconds", "finished")
-
-
-def timeless(rows):
-    return json.loads(json.dumps([{name: value for name, value in row.items() if name not in TIMES} for row in rows]))
+from support.rows import timeless
 
 
 @pytest.fixture(scope="module")

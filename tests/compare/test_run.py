@@ -22,19 +22,15 @@ from lossmith.compare.methods import METHODS, PATH
 from lossmith.compare.plan import Cell, Plan
 from lossmith.compare.store import open_store
 from lossmith.data import Dataset, load
+from support.rows import timeless
 
 IRIS = load("iris")
 QUICK = {"methods": (), "losses": ("hinge",), "folds": 2, "trials": 1, "epochs": 2}
-TIMES = ("seconds", "finished")
 
 
 def run(folder, plan, after_row=None):
     with open_store(folder) as store:
         return running.run(plan, store, after_row)
-
-
-def timeless(rows):
-    return json.loads(json.dumps([{name: value for name, value in row.items() if name not in TIMES} for row in rows]))
 
 
 def lines(folder):

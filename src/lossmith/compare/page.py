@@ -24,14 +24,13 @@ def write(plan: Plan, rows: Sequence[Row], summaries: Sequence[Summary], command
     environment = Environment(loader=PackageLoader("lossmith.compare", "."), autoescape=True, undefined=StrictUndefined)
     counts = [int((plan.data.target == code).sum()) for code in range(len(plan.data.classes))]
     metric, unit = plan.reported, unit_of(plan.trained, plan.judge)
-    trained = plan.metric if plan.cost is None else "minus the cost"
     figures = {}
     if len(summaries) > 1:
         text = f"Each method's difference from {BASELINE}, split by split, with mean and interval"
         figures["differences"] = plots.svg(partial(plots.differences, summaries, metric, unit), "differences", text)
     if plots.has_path(rows):
         text = "What each stage of the path gains over likelihood on the inner folds, a line a split"
-        figures["path"] = plots.svg(partial(plots.path, rows, trained, unit_of(plan.trained, None)), "path", text)
+        figures["path"] = plots.svg(partial(plots.path, rows, plan.trained_name, unit_of(plan.trained, None)), "path", text)
     if plan.losses:
         text = "Metric over epochs on training and on held-out rows, for each loss"
         figures["curves"] = plots.svg(partial(plots.curves, rows, metric), "curves", text)

@@ -129,9 +129,14 @@ class Plan:
         return self.metric if self.cost is None else np.array(self.cost)
 
     @property
+    def trained_name(self) -> str:
+        """The name of what is trained for."""
+        return self.metric if self.cost is None else "minus the cost"
+
+    @property
     def reported(self) -> str:
         """The name of what is reported."""
-        return self.judge or ("minus the cost" if self.cost is not None else self.metric)
+        return self.judge or self.trained_name
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lossmith.estimators.rule import best_offsets
@@ -23,14 +25,14 @@ class Judge:
 
     def one(self, scores: Floats, held: Codes) -> float:
         """The metric of scores of the rows ``held``, as they are; 0 if these weigh nothing."""
-        rows = self._at(held)
+        rows = self.rows.at(held)
         return self.metric.counted(scores, rows) if rows.weight.any() else 0.0
 
-    def plain_scores(self, of_folds: list[Floats]) -> list[float]:
+    def plain_scores(self, of_folds: Sequence[Floats]) -> list[float]:
         """The metric of each fold, as the scores are."""
         return [self.one(scores, held) for scores, held in zip(of_folds, self.held, strict=True)]
 
-    def scores(self, of_folds: list[Floats]) -> list[float]:
+    def scores(self, of_folds: Sequence[Floats]) -> list[float]:
         """The metric of each fold; with a decision rule, one that is tuned on the rows of the other folds alone."""
         if not self.rule:
             return self.plain_scores(of_folds)
@@ -40,7 +42,7 @@ class Judge:
             found.append(self.one(scores + self.offsets(of_folds, others, held), held))
         return found
 
-    def offsets(self, of_folds: list[Floats], among: list[int] | None = None, without: Codes | None = None) -> Floats:
+    def offsets(self, of_folds: Sequence[Floats], among: list[int] | None = None, without: Codes | None = None) -> Floats:
         """The decision rule, (K,), on the held-out scores of the folds ``among`` all, ``without`` some rows."""
         chosen = list(range(len(self.held))) if among is None else among
         if not chosen:
@@ -50,7 +52,4 @@ class Judge:
         if without is not None:
             kept = ~np.isin(held, without)
             held, scores = held[kept], scores[kept]
-        return best_offsets(self.metric, scores, self._at(held))
-
-    def _at(self, held: Codes) -> Rows:
-        return Rows(self.rows.y[held], self.rows.weight[held], self.rows.classes)
+        return best_offsets(self.metric, scores, self.rows.at(held))

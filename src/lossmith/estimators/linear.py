@@ -18,7 +18,7 @@ from lossmith.estimators.base import RoutesToSplitter, ScoreClassifier, sharpnes
 from lossmith.estimators.judge import Judge
 from lossmith.estimators.metrics import metric_of
 from lossmith.estimators.path import STAGES, Point, Training, likelihood_path, metric_path, scores_of
-from lossmith.estimators.selection import Fold, Selection, choose, folds_of
+from lossmith.estimators.selection import Fold, Selection, choose, folds_of, ratio_of
 from lossmith.estimators.trained_metric import Floats, Rows, TrainedMetric
 
 NOISES = ("gumbel", "normal", "logistic")
@@ -232,13 +232,12 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
             raise ValueError(f"Cs: expected numbers above 0, got {self.Cs!r}")
         folds = folds_of(self.cv, X, rows.y, self.random_state, split_params, fold_rows=self.fold_rows)
         likelihood = self._of_folds(delayed(_likelihood)(data, fold, self.Cs_, self.tol, self.max_iter) for fold in folds)
-        held_scores = [[scores_of(X[held], coef) for coef in coefs] for (_, held), coefs in zip(folds, likelihood, strict=True)]
+        held_scores = _held_scores(X, folds, likelihood)
         rule = metric.shifts and self.decision_rule
         judge = Judge(metric, Rows(rows.y, judged, rows.classes), [held for _, held in folds], rule)
-        self.likelihood_scores_ = np.array(
-            [[judge.one(scores, held) for scores in of_fold] for (_, held), of_fold in zip(folds, held_scores, strict=True)]
-        )
-        scores = np.array([judge.scores([of_fold[i] for of_fold in held_scores]) for i in range(len(self.Cs_))]).T
+        by_C = list(zip(*held_scores, strict=True))
+        self.likelihood_scores_ = np.array([judge.plain_scores(of_folds) for of_folds in by_C]).T
+        scores = np.array([judge.scores(of_folds) for of_folds in by_C]).T
         best = int(np.argmax(np.round(scores.mean(0), 12)))
         self.points_ = [Point(float(C), 1.0, 0.0) for C in self.Cs_]
 
@@ -249,13 +248,12 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
             for fold, coefs in zip(folds, likelihood, strict=True)
         )
         self.points_ += [Point(float(C), q, sharpness) for C in self.Cs_[near] for sharpness, q in STAGES if q > 0]
-        each = zip(folds, paths, strict=True)
-        of_paths = [[judge.one(scores_of(X[held], coef), held) for coef in coefs] for (_, held), coefs in each]
-        self.scores_ = np.concatenate([scores, np.reshape(of_paths, (len(folds), -1))], 1)
+        by_point = zip(*_held_scores(X, folds, paths), strict=True)
+        of_paths = [judge.plain_scores(of_folds) for of_folds in by_point]
+        self.scores_ = np.ascontiguousarray(np.array([*scores.T, *of_paths]).T)
         self.coefs_paths_ = np.array([[*a, *b] for a, b in zip(likelihood, paths, strict=True)])
-        ratio = float(np.mean([len(held) / len(train) for train, held in folds]))
-        self.selection_ = choose(self.points_, self.scores_, ratio, self.caution)
-        self._finish(data, metric, self.selection_, judge, held_scores)
+        self.selection_ = choose(self.points_, self.scores_, ratio_of(folds), self.caution)
+        self._finish(data, metric, self.selection_, judge, by_C)
         return self
 
     def _of_folds(self, tasks: Iterable[Any]) -> list[Any]:
@@ -268,7 +266,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         return found
 
     def _finish(
-        self, data: Training, metric: TrainedMetric, selection: Selection[Point], judge: Judge, held_scores: list[list[Floats]]
+        self, data: Training, metric: TrainedMetric, selection: Selection[Point], judge: Judge, by_C: list[tuple[Floats, ...]]
     ) -> None:
         """Fit the point that was taken to all rows."""
         point, at = selection.point, int(np.searchsorted(self.Cs_, selection.point.C))
@@ -282,7 +280,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
             coef, iterations = _tempered(data, steps[-1].coef), iterations + sum(step.iterations for step in steps)
         elif judge.rule:
             coef = coef.copy()
-            coef[:, -1] += judge.offsets([of_fold[at] for of_fold in held_scores])
+            coef[:, -1] += judge.offsets(by_C[at])
         self._set(coef)
         self.C_, self.sharpness_, self.q_ = point.C, point.sharpness, point.q
         self.best_index_, self.best_score_ = selection.index, float(self.scores_[:, selection.index].mean())
@@ -291,8 +289,17 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
 
 
 def _of_fold(data: Training, fold: Fold) -> Training:
-    train, rows = fold[0], data.rows
-    return Training(data.X[train], Rows(rows.y[train], rows.weight[train], rows.classes), data.fit_intercept)
+    train, _ = fold
+    return Training(data.X[train], data.rows.at(train), data.fit_intercept)
+
+
+def _held_scores(X: Any, folds: list[Fold], coefs: list[list[Floats]]) -> list[list[Floats]]:
+    """Of each fold, the scores of the rows that it holds out, by each of its coefficients."""
+    found = []
+    for (_, held), of_fold in zip(folds, coefs, strict=True):
+        rows = X[held]  # a copy, once a fold
+        found.append([scores_of(rows, coef) for coef in of_fold])
+    return found
 
 
 def _few_threads(data: Training) -> Any:

@@ -24,7 +24,7 @@ from lossmith.estimators.judge import Judge
 from lossmith.estimators.learner import Learner, predicted_scores
 from lossmith.estimators.linear import NOISES
 from lossmith.estimators.metrics import metric_of
-from lossmith.estimators.selection import CLOSE, choose, folds_of
+from lossmith.estimators.selection import CLOSE, choose, folds_of, ratio_of
 from lossmith.estimators.trained_metric import Codes, Floats, Rows
 
 
@@ -191,8 +191,7 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
             likelihood, of_metric = self._phases(learners, [X[held] for _, held in folds], judge)
             self.points_ = likelihood.points + of_metric.points
             self.scores_ = np.array(likelihood.scores + of_metric.scores).T
-            ratio = float(np.mean([len(held) / len(train) for train, held in folds]))
-            self.selection_ = choose(self.points_, self.scores_, ratio, self.caution)
+            self.selection_ = choose(self.points_, self.scores_, ratio_of(folds), self.caution)
             learner = self._learner(fabric, X, rows, seed)
             learner.start_likelihood()
             wanted = [likelihood.points[likelihood.best].epoch, self.selection_.point.epoch * self.selection_.took_metric]
@@ -207,9 +206,7 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
         self.epochs_, self.n_iter_ = tuple(epochs), sum(epochs)
         self.sharpness_, self.offsets_ = 1.0, np.zeros(1 if rows.classes == 2 else rows.classes)
         if self.selection_.took_metric:
-            at = np.concatenate(judge.held)
-            of_held = Rows(rows.y[at], rows.weight[at], rows.classes)
-            self.sharpness_ = sharpness_of(np.concatenate(of_metric.held_scores), of_held)
+            self.sharpness_ = sharpness_of(np.concatenate(of_metric.held_scores), rows.at(np.concatenate(judge.held)))
         elif metric.shifts:
             self.offsets_ = judge.offsets(likelihood.held_scores)
         self.module_ = learner.finished()
@@ -223,8 +220,7 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
             torch.manual_seed(seed)  # also of devices
         make = self.module or partial(perceptron, np.ravel(self.hidden_layer_sizes).tolist())
         network = make(X.shape[1], rows.classes)
-        of_fold = Rows(rows.y[train], rows.weight[train], rows.classes)
-        return Learner(fabric, network, X[train], of_fold, self.batch_size, self.learning_rate, self.weight_decay, seed)
+        return Learner(fabric, network, X[train], rows.at(train), self.batch_size, self.learning_rate, self.weight_decay, seed)
 
     def _phases(self, learners: list[Learner], held: list[Floats], judge: Judge) -> tuple[Phase, Phase]:
         """Cross-entropy and the metric on the folds; the second without an epoch where there is nothing to gain or to try."""

@@ -107,6 +107,11 @@ def _stratified_draw(y: Codes, rows: int, random_state: Any) -> Codes:
     return np.sort(by_class[np.argsort(share, kind="stable")[:rows]])
 
 
+def ratio_of(folds: list[Fold]) -> float:
+    """Rows held out / rows trained on, the mean over the folds."""
+    return float(np.mean([len(held) / len(train) for train, held in folds]))
+
+
 def corrected_error(differences: Floats, ratio: float) -> float:
     """The standard error of the mean of paired differences (J,); ``ratio``: rows held out / rows trained on."""
     if len(differences) < 2:

@@ -36,6 +36,10 @@ class Rows:
     weight: Floats  # (n,)
     classes: int  # C
 
+    def at(self, places: Codes | slice) -> Rows:
+        """Some of the rows."""
+        return Rows(self.y[places], self.weight[places], self.classes)
+
 
 class TrainedMetric(ABC):
     """A metric in [0, 1], better when higher.
