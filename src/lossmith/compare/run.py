@@ -55,7 +55,7 @@ def run(plan: Plan, store: Store, after_row: Callable[[int], None] | None = None
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """These models are small: a second thread costs more than it brings, and makes times depend on the neighbours."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -76,7 +76,7 @@ def _warm_up() -> None:
 
 def _compute(plan: Plan, cell: Cell) -> tuple[Cell, Row]:
     """One row, whatever process this is."""
-    with _one_thread(), warnings.catch_warnings():
+    with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         _warm_up()
         whole, inner = _prepare(plan, cell)
@@ -96,7 +96,7 @@ def _compute(plan: Plan, cell: Cell) -> tuple[Cell, Row]:
         "train_rows": len(whole.fit_y),
         "test_rows": len(whole.score_y),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": _machine(),
+        "machine": machine(),
     }
 
 
@@ -141,7 +141,8 @@ def _inner(plan: Plan, cell: Cell, train: Any) -> tuple[Any, Any]:
 
 
 @lru_cache(maxsize=1)
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What a row was computed with."""
     return {
         "system": platform.system(),
         "processor": platform.machine(),

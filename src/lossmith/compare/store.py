@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -26,18 +27,7 @@ class Store:
         """All finished rows. A last line without an end was being written when the process died: it is no row."""
         if not self.path.exists():
             return []
-        *lines, _ = self.path.read_bytes().split(b"\n")
-        rows = []
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                text = f"expected one JSON object a line, but line {number} is none; correct it, or move the file away"
-                raise InputError(f"{self.path}: {text}")
-            rows.append(row)
-        return rows
+        return parsed_rows(self.path.read_bytes(), self.path)
 
     def append(self, row: Row) -> None:
         """Add one finished row; on return it is on disk."""
@@ -45,6 +35,62 @@ class Store:
             file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def parsed_rows(content: bytes, path: Path) -> list[Row]:
+    """The rows of JSON lines.
+
+    Raises:
+        InputError: a line is no JSON object; ``path`` says where.
+    """
+    *lines, _ = content.split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            text = f"expected one JSON object a line, but line {number} is none; correct it, or move the file away"
+            raise InputError(f"{path}: {text}")
+        rows.append(row)
+    return rows
+
+
+class SharedStore(Store):
+    """A store that several processes may have open. Each row is computed by the one that has claimed its key.
+
+    A claim is a lock of the operating system, so a killed process leaves none behind.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.folder = folder
+        self.claims = folder / "claims"
+        try:
+            self.claims.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(_unwritable(error, folder)) from None
+
+    def append(self, row: Row) -> None:
+        """As in a store of one process; what a killed one left unfinished is cut off first."""
+        with FileLock(self.folder / ".lock"):
+            _drop_unfinished_line(self.path)
+            super().append(row)
+
+    @contextmanager
+    def claim(self, key: str) -> Iterator[bool]:
+        """Whether the key is this process's until the end; False if another's."""
+        lock = FileLock(self.claims / hashlib.sha256(key.encode()).hexdigest()[:16], timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
 
 @contextmanager
@@ -63,13 +109,16 @@ def open_store(folder: Path) -> Iterator[Store]:
     except Timeout:
         raise InputError(f"{folder}: another comparison is writing there; wait for it, or pass another --out") from None
     except OSError as error:
-        reason = error.strerror or error
         lock.release()
-        raise InputError(f"{error.filename or folder}: cannot write there ({reason}); pass another folder with --out") from None
+        raise InputError(_unwritable(error, folder)) from None
     try:
         yield store
     finally:
         lock.release()
+
+
+def _unwritable(error: OSError, folder: Path) -> str:
+    return f"{error.filename or folder}: cannot write there ({error.strerror or error}); pass another folder with --out"
 
 
 def _drop_unfinished_line(path: Path) -> None:

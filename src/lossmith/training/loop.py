@@ -10,13 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossmith.errors import InputError, near
 from lossmith.training.normalizer import GradientNormalizer
 from lossmith.training.schedules import ScaleSchedule
+
+OPTIMIZERS = ("sgd", "adam", "sam")
+MOMENTUM = 0.9
+RADIUS = 0.05  # of the neighbourhood whose worst loss "sam" lowers
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train: SGD with momentum 0.9, the learning rate falling exponentially to a hundredth.
+    """How to train: the learning rate falls exponentially to a hundredth.
 
     Args:
         epochs: passes over the data.
@@ -25,6 +30,9 @@ class TrainingConfig:
         weight_decay: on weight matrices only, neither on biases nor on the loss's own parameters.
         scale: (start, end) of the loss's ``ScaleSchedule`` over all steps; None leaves the scale alone.
         normalize_gradients: whether a ``GradientNormalizer`` runs before each step.
+        optimizer: "sgd" (momentum 0.9), "adam", or "sam": sharpness-aware minimisation with radius 0.05 around that SGD, which
+            evaluates the loss twice a step and needs the package pytorch-optimizer. Source: Foret et al., "Sharpness-aware
+            minimization for efficiently improving generalization", ICLR 2021.
     """
 
     epochs: int = 40
@@ -33,6 +41,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     scale: tuple[float, float] | None = None
     normalize_gradients: bool = False
+    optimizer: str = "sgd"
 
 
 def fit(
@@ -62,7 +71,7 @@ def fit(
     weights = [p for p in model.parameters() if p.dim() > 1]
     others = [*(p for p in model.parameters() if p.dim() <= 1), *loss.parameters()]
     groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others}]
-    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
+    optimizer = _optimizer(config, groups)
     rate = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.01 ** (1 / steps))
     schedule = ScaleSchedule(loss, *config.scale, steps) if config.scale else None
     normalizer = GradientNormalizer([*weights, *others]) if config.normalize_gradients else None
@@ -70,12 +79,17 @@ def fit(
     for _ in range(config.epochs):
         total = 0.0
         for batch in torch.randperm(rows, generator=generator).split(config.batch_size):
-            optimizer.zero_grad()
-            value = loss(model(features[batch]), target[batch])
-            value.backward()
-            if normalizer:
-                normalizer.step()
-            optimizer.step()
+
+            def value_and_gradient(batch: Tensor = batch) -> Tensor:
+                optimizer.zero_grad()
+                value: Tensor = loss(model(features[batch]), target[batch])
+                value.backward()
+                if normalizer:
+                    normalizer.step()
+                return value
+
+            value = value_and_gradient()
+            optimizer.step(*[value_and_gradient] * (config.optimizer == "sam"))
             rate.step()
             if schedule:
                 schedule.step()
@@ -83,6 +97,21 @@ def fit(
         if after_epoch:
             after_epoch(total / rows)
     model.eval()
+
+
+def _optimizer(config: TrainingConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=MOMENTUM)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=config.learning_rate)
+    if config.optimizer != "sam":
+        raise ValueError(f"optimizer: {near(config.optimizer, OPTIMIZERS)}, got {config.optimizer!r}")
+    try:
+        from pytorch_optimizer import SAM
+    except ImportError:
+        raise InputError("optimizer: 'sam' needs the package pytorch-optimizer; pip install 'lossmith[reproduce]'") from None
+    optimizer: torch.optim.Optimizer = SAM(groups, torch.optim.SGD, rho=RADIUS, lr=config.learning_rate, momentum=MOMENTUM)
+    return optimizer
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,373 @@
+"""The crossed experiment: noise × q × mean × start × tricks, at matched temperature, and what to make the default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lossmith.compare.store import Row
+from lossmith.experiments.analysis import Mean, exceeds, frame_of, mean_of, paired, standard_error
+from lossmith.experiments.objectives import Objective, train
+from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
+from lossmith.experiments.tasks import task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Place(NamedTuple):
+    """A task: data, network, noise of the training labels, and by how much its learning rates are multiplied."""
+
+    data: str
+    model: str
+    noise: str = "none"
+    rate: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """As in the tables."""
+        noise = "" if self.noise == "none" else f", {self.noise.replace('-', ' ')} %"
+        return f"{self.data.removeprefix('keel/')}, {self.model}{noise}"
+
+
+# Listed before any row was computed: the first half chooses the default, the second confirms it.
+CHOOSING = (
+    Place("fashion-mnist", "linear"),
+    Place("fashion-mnist", "mlp"),
+    Place("fashion-mnist", "mlp", "symmetric-40"),
+    Place("keel/letter", "linear"),
+    Place("reviews", "ngrams", rate=10.0),
+)
+CONFIRMING = (
+    Place("mnist", "linear"),
+    Place("mnist", "mlp"),
+    Place("mnist", "mlp", "symmetric-40"),
+    Place("keel/penbased", "linear"),
+    Place("keel/satimage", "mlp"),
+)
+PLACES = {place.name: place for place in (*CHOOSING, *CONFIRMING)}
+NOISES = ("gumbel", "normal", "logistic")
+ORDERS = (1.0, 0.7, 0.5, 0.3, 0.0)
+RATES = (0.02, 0.08, 0.32, 1.28)
+FACTORS = ("noise", "q", "over", "start", "tricks")
+REFERENCE = Objective()  # cross-entropy
+# What a user might put where nn.CrossEntropyLoss stood; "normal" with scale 1 and q = 1 was the default so far.
+DROP_INS = {
+    "cross-entropy": REFERENCE,
+    **{f"gumbel, q = {q:g}": Objective("gumbel", q) for q in (0.9, 0.8, 0.7, 0.5, 0.3, 0.0)},
+    **{f"normal, q = {q:g}": Objective("normal", q) for q in (1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.0)},
+    "normal, scale 1, q = 1": Objective("normal", 1.0, scale=1.0),
+    "normal, scale 1, q = 0.8": Objective("normal", 0.8, scale=1.0),
+}
+SIZE = {"quick": (1000, 4, 2, 1), "full": (5000, 8, 5, 3)}  # rows, epochs, seeds of the drop-ins, seeds of the factorial
+
+
+def factorial() -> list[Objective]:
+    """Every combination; a mean over the batch is one over samples for q = 0, so that these are not computed twice."""
+    every = product(NOISES, ORDERS, ("sample", "batch"), (False, True), (False, True))
+    return [
+        Objective(noise, q, over, tricks=tricks, after=after)
+        for noise, q, over, after, tricks in every
+        if not (q == 0 and over == "batch")
+    ]
+
+
+def cells(size: str, rows: Sequence[Row]) -> Iterator[Cell]:
+    """First cross-entropy's learning rates, then the drop-ins at its best one, then the factorial at each one's own."""
+    count, epochs, drop_seeds, seeds = SIZE[size]
+    places = list(PLACES.values()) if size == "full" else [CHOOSING[0], CONFIRMING[0]]
+    objectives = factorial() if size == "full" else [o for o in factorial() if o.noise == "gumbel" and o.q in (1.0, 0.5, 0.0)]
+    tuned = best_rates(rows)
+
+    def cell(phase: str, place: Place, objective: Objective, rate: float, seed: int) -> Cell:
+        settings = {"rows": count, "epochs": epochs, "rate": rate, "seed": seed}
+        return {"phase": phase, "task": place.name, "objective": asdict(objective), **settings}
+
+    def tune(some: Sequence[Objective]) -> Iterator[Cell]:
+        for place, objective, rate in product(places, some, RATES):
+            yield cell("tune", place, objective, rate * place.rate, 0)
+
+    yield from tune([REFERENCE])
+    own = {(place.name, count): tuned.get((place.name, count, REFERENCE)) for place in places}
+    if any(rate is None for rate in own.values()):
+        return
+    for place, seed, objective in product(places, range(drop_seeds), DROP_INS.values()):
+        yield cell("drop-in", place, objective, own[place.name, count] or 0.0, seed)
+    rest = [objective for objective in objectives if objective != REFERENCE]
+    yield from tune(rest)
+    for place, objective, seed in product(places, objectives, range(seeds)):
+        rate = tuned.get((place.name, count, objective))
+        if rate is not None:
+            yield cell("factorial", place, objective, rate, seed)
+
+
+def best_rates(rows: Sequence[Row]) -> dict[tuple[str, int, Objective], float]:
+    """Of each task, size and objective whose rates have all been tried: the best on held-out training rows, of equals the lower."""
+    found: dict[tuple[str, int, Objective], dict[float, float]] = {}
+    for row in rows:
+        cell = row["cell"]
+        if cell["phase"] == "tune":
+            key = cell["task"], cell["rows"], Objective(**cell["objective"])
+            found.setdefault(key, {})[cell["rate"]] = -1.0 if row["diverged"] else row["accuracy"]
+    return {key: max(sorted(by_rate), key=by_rate.__getitem__) for key, by_rate in found.items() if len(by_rate) == len(RATES)}
+
+
+def compute(cell: Cell) -> dict[str, Any]:
+    """One training."""
+    place = PLACES[cell["task"]]
+    rows = task(place.data, place.model, cell["rows"], cell["seed"], cell["phase"] == "tune", place.noise)
+    settings = {"learning_rate": cell["rate"]}
+    return train(rows, place.model, Objective(**cell["objective"]), settings, cell["seed"], cell["epochs"])
+
+
+def crossed(rows: Sequence[Row]) -> pd.DataFrame:
+    """The factorial's rows with a column a factor; those of q = 0 stand for both means."""
+    frame = frame_of([row for row in rows if row["cell"]["phase"] == "factorial"])
+    if frame.empty:
+        return frame
+    factors = pd.DataFrame(list(frame["objective"]))
+    frame = frame.drop(columns="objective").assign(
+        noise=factors["noise"],
+        q=factors["q"],
+        over=factors["over"],
+        start=np.where(factors["after"], "after cross-entropy", "scratch"),
+        tricks=np.where(factors["tricks"], "on", "off"),
+    )
+    return pd.concat([frame, frame[frame["q"] == 0].assign(over="batch")], ignore_index=True)
+
+
+def effect(frame: pd.DataFrame, factor: str, level: Any, reference: Any, **fixed: Any) -> Mean:
+    """Points by which a level is above the reference, the other factors averaged or fixed, over tasks."""
+    for name, value in fixed.items():
+        frame = frame[frame[name] == value]
+    if frame.empty:
+        return mean_of([])
+    others = [name for name in FACTORS if name != factor]
+    by_cell = paired(frame, factor, level, reference, ["task", *others])
+    return mean_of(by_cell.groupby("task").mean())
+
+
+def drop_in_gains(rows: Sequence[Row]) -> pd.DataFrame:
+    """Points above cross-entropy at its learning rate: a line for each task, seed and drop-in."""
+    names = {repr(objective): name for name, objective in DROP_INS.items()}
+    found = [
+        {
+            "task": row["cell"]["task"],
+            "seed": row["cell"]["seed"],
+            "loss": names.get(repr(Objective(**row["cell"]["objective"]))),
+            "accuracy": row["accuracy"],
+        }
+        for row in rows
+        if row["cell"]["phase"] == "drop-in"
+    ]
+    frame = pd.DataFrame(found)
+    if frame.empty:
+        return frame
+    wide = frame.pivot(index=["task", "seed"], columns="loss", values="accuracy")
+    gains: pd.DataFrame = wide.sub(wide["cross-entropy"], axis=0)
+    return gains[[name for name in DROP_INS if name in gains]]
+
+
+def chosen(rows: Sequence[Row]) -> str:
+    """The drop-in of the best mean gain on the choosing half among those that lose on none of its tasks by more than a
+    standard error; where all lose somewhere, the one whose worst task is best."""
+    gains = drop_in_gains(rows)
+    half = gains[gains.index.get_level_values("task").isin([place.name for place in CHOOSING])]
+    by_task = half.groupby("task").mean()
+    errors = half.groupby("task").agg(standard_error)
+    safe = [name for name in by_task if (by_task[name] >= -errors[name].fillna(0.0)).all()]
+    if len(safe) > 1:
+        return str(by_task[safe].mean().idxmax())
+    return str(by_task.drop(columns="cross-entropy").min().idxmax())
+
+
+def sections(rows: Sequence[Row]) -> list[Section]:
+    """Drop-ins, main effects, interactions."""
+    gains = drop_in_gains(rows)
+    name = chosen(rows)
+    by_task = gains.groupby("task").mean()
+    order = [place for place in PLACES if place in by_task.index]
+    columns = ("loss at cross-entropy's learning rate", *order, "choosing half", "confirming half")
+    table = []
+    for loss in gains:
+        halves = [
+            mean_of(by_task.loc[[p.name for p in half if p.name in by_task.index], loss]) for half in (CHOOSING, CONFIRMING)
+        ]
+        table.append((loss, *(f"{by_task.loc[place, loss]:+.2f}" for place in order), *map(str, halves)))
+    text = (
+        "Points of test accuracy above cross-entropy's, mean over seeds; every loss with the learning rate that was best for "
+        f"cross-entropy. The rule chose **{name}** on the first five tasks: of the losses that are below cross-entropy on none "
+        "of them by more than a standard error, the one of the highest mean (where all are, the one whose worst task is best)."
+    )
+    found = [Section("In the place of cross-entropy", text, columns, table)]
+    frame = crossed(rows)
+    if frame.empty:
+        return found
+    pairs = [("q", q, 1.0) for q in ORDERS[1:]] + [("noise", noise, "gumbel") for noise in NOISES[1:]]
+    pairs += [("over", "batch", "sample"), ("start", "after cross-entropy", "scratch"), ("tricks", "on", "off")]
+    effects = []
+    for factor, level, reference in pairs:
+        plain = {"over": "sample", "start": "scratch", "tricks": "off", "noise": "gumbel"}
+        plain.pop(factor, None)
+        effects.append(
+            (
+                f"{factor}: {level} against {reference}",
+                str(effect(frame, factor, level, reference)),
+                str(effect(frame, factor, level, reference, tricks="off") if factor != "tricks" else "–"),
+                str(effect(frame, factor, level, reference, **plain) if factor != "q" or level is not None else "–"),
+            )
+        )
+    text = (
+        "Points, each loss at its own learning rate, with 95 % intervals over tasks. The first column averages over all other "
+        "factors, the second over those without tricks, the third is the plain case: Gumbel noise, mean over samples, from "
+        "scratch, no tricks (for the other factors averaged over q)."
+    )
+    columns = ("effect", "main effect", "without tricks", "plain")
+    found.append(Section("Main effects", text, columns, effects))
+    found += [
+        _interaction(frame, "q", "start", "tricks off", tricks="off"),
+        _interaction(frame, "q", "tricks", "from scratch", start="scratch"),
+        _interaction(frame, "q", "over", "from scratch, tricks off", start="scratch", tricks="off"),
+        _interaction(frame, "noise", "q", "from scratch, tricks off", start="scratch", tricks="off"),
+    ]
+    return found
+
+
+def _interaction(frame: pd.DataFrame, down: str, across: str, words: str, **fixed: Any) -> Section:
+    """Mean points above cross-entropy from scratch without tricks, for each pair of levels."""
+    base = frame[(frame["noise"] == "gumbel") & (frame["q"] == 1) & (frame["over"] == "sample")]
+    base = base[(base["start"] == "scratch") & (base["tricks"] == "off")].groupby("task")["accuracy"].mean()
+    for name, value in fixed.items():
+        frame = frame[frame[name] == value]
+    means = frame.groupby([down, across, "task"], observed=True)["accuracy"].mean().unstack("task").sub(base, axis=1)
+    levels = list(dict.fromkeys(frame[across]))
+    rows = [
+        (f"{level}", *(str(mean_of(means.loc[(level, other)])) if (level, other) in means.index else "–" for other in levels))
+        for level in dict.fromkeys(frame[down])
+    ]
+    text = f"Points above cross-entropy trained from scratch without tricks; {words}; 95 % intervals over tasks."
+    return Section(f"{down} × {across}", text, (down, *map(str, levels)), rows)
+
+
+def _best_order(rows: Sequence[Row]) -> Outcome:
+    frame = crossed(rows)
+    against = [effect(frame, "q", 0.5, end, tricks="off", over="sample", start="scratch") for end in (1.0, 0.0)]
+    outcomes = [exceeds(mean) for mean in against]
+    held = None if None in [o.held for o in outcomes] else all(o.held for o in outcomes)
+    return Outcome(held, f"against q = 1: {outcomes[0].numbers}; against q = 0: {outcomes[1].numbers}")
+
+
+def _noise_immaterial(rows: Sequence[Row]) -> Outcome:
+    means = [effect(crossed(rows), "noise", noise, "gumbel") for noise in NOISES[1:]]
+    held = all(abs(mean.low) < 0.3 and abs(mean.high) < 0.3 for mean in means)
+    return Outcome(held, "; ".join(f"{noise}: {mean}" for noise, mean in zip(NOISES[1:], means, strict=True)))
+
+
+def _zero_from_scratch(rows: Sequence[Row]) -> Outcome:
+    lost = effect(crossed(rows), "q", 0.0, 1.0, noise="gumbel", over="sample", start="scratch", tricks="off")
+    return Outcome(exceeds(Mean(-lost.value, lost.half, lost.over)).held, f"{lost} points")
+
+
+def _zero_after(rows: Sequence[Row]) -> Outcome:
+    plain = {"noise": "gumbel", "over": "sample", "tricks": "off"}
+    frame = crossed(rows)
+    scratch = effect(frame, "q", 0.0, 1.0, start="scratch", **plain)
+    after = effect(frame, "q", 0.0, 1.0, start="after cross-entropy", **plain)
+    return Outcome(bool(after.value >= scratch.value / 2), f"from scratch {scratch}, after cross-entropy {after}")
+
+
+def _batch(rows: Sequence[Row]) -> Outcome:
+    found = effect(crossed(rows), "over", "batch", "sample", tricks="off")
+    return Outcome(not exceeds(found).held, f"{found} points")
+
+
+def _tricks(rows: Sequence[Row]) -> Outcome:
+    return exceeds(effect(crossed(rows), "tricks", "on", "off", q=0.0, start="scratch"))
+
+
+def _safe(rows: Sequence[Row]) -> Outcome:
+    gains, name = drop_in_gains(rows), chosen(rows)
+    half = gains.loc[gains.index.get_level_values("task").isin([place.name for place in CONFIRMING]), name]
+    by_task, errors = half.groupby("task").mean(), half.groupby("task").agg(standard_error).fillna(0.0)
+    numbers = "; ".join(f"{place} {gain:+.2f} ({errors[place]:.2f})" for place, gain in by_task.items())
+    return Outcome(bool((by_task >= -errors).all() and by_task.mean() > 0), f"{name}: {numbers}; mean {by_task.mean():+.2f}")
+
+
+def _noisy_labels(rows: Sequence[Row]) -> Outcome:
+    gains, name = drop_in_gains(rows), chosen(rows)
+    noisy = gains.loc[["symmetric" in place for place in gains.index.get_level_values("task")], name]
+    by_task = noisy.groupby("task").mean()
+    return Outcome(bool((by_task >= 3).all()), "; ".join(f"{place} {gain:+.2f}" for place, gain in by_task.items()))
+
+
+def figure(rows: Sequence[Row]) -> Figure:
+    """Gains of the drop-ins over q, a line a task."""
+    from matplotlib.figure import Figure
+
+    gains = drop_in_gains(rows).groupby("task").mean()
+    drawn = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = drawn.subplots(1, 2, sharey=True)
+    for axis, noise in zip(axes, ("gumbel", "normal"), strict=True):
+        for place in PLACES:
+            if place not in gains.index:
+                continue
+            points = {1.0: 0.0} if noise == "gumbel" else {}
+            points |= {
+                q: gains.loc[place, f"{noise}, q = {q:g}"] for q in ORDERS + (0.9, 0.8) if f"{noise}, q = {q:g}" in gains
+            }
+            style = "-" if place in [p.name for p in CHOOSING] else "--"
+            orders = sorted(points)
+            axis.plot(orders, [points[q] for q in orders], style, marker="o", ms=3, lw=1.3, label=place)
+        axis.axhline(0, color="#999", lw=0.8)
+        axis.set_title(f"{noise} noise", fontsize=10)
+        axis.set_xlabel("q (1: log p, 0: p itself)")
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], -12))
+    axes[0].set_ylabel("points above cross-entropy,\nat its learning rate")
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)
+    return drawn
+
+
+@lru_cache(maxsize=1)
+def _design() -> str:
+    return (
+        "Crossed: noise (Gumbel, normal, logistic, all of the same variance) × q (1, 0.7, 0.5, 0.3, 0) × mean over samples or "
+        "over the batch × from scratch or after cross-entropy (half of the epochs each) × the paper's tricks off or on "
+        "(standardised scores, margin 5, a scale that falls from 10 to 1, normalised gradients). Every combination has its "
+        f"learning rate tuned over {', '.join(map(str, RATES))} on a fifth of the training rows (ten times as much for n-grams), "
+        "then three seeds that draw rows, weights and order. SGD with momentum 0.9, batches of 64, 5,000 training rows, eight "
+        "epochs. The tasks: " + "; ".join(place.name for place in CHOOSING) + " (they choose); "
+        "" + "; ".join(place.name for place in CONFIRMING) + " (they confirm)."
+    )
+
+
+STUDY = Study(
+    name="default",
+    title="Which noise, which q, which tricks: a crossed experiment",
+    question="What makes a smoothed accuracy train well, and what should `AccuracyLoss()` be?",
+    design=_design(),
+    sets=("fashion-mnist", "mnist", "keel", "reviews"),
+    predictions=(
+        Prediction("From scratch, without tricks, q = ½ is ahead of both ends, q = 1 and q = 0.", _best_order),
+        Prediction("At matched temperature the kind of noise is immaterial: below 0.3 points.", _noise_immaterial),
+        Prediction("q = 0 from scratch, 1 − mean p, is behind cross-entropy, as the post says.", _zero_from_scratch),
+        Prediction("After cross-entropy at least half of that loss is gone.", _zero_after),
+        Prediction("The logarithm outside the mean is not better than inside it.", _batch),
+        Prediction("The paper's tricks rescue q = 0 from scratch.", _tricks),
+        Prediction(
+            "The drop-in that the first half chooses is confirmed by the second: nowhere below by more than a "
+            "standard error, ahead in the mean.",
+            _safe,
+        ),
+        Prediction("At 40 % wrong labels it is at least three points ahead.", _noisy_labels),
+    ),
+    cells=cells,
+    compute=compute,
+    sections=sections,
+    figure=figure,
+)

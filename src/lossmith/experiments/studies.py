@@ -1,0 +1,8 @@
+"""The studies by name."""
+
+from __future__ import annotations
+
+from lossmith.experiments import default
+from lossmith.experiments.study import Study
+
+STUDIES: dict[str, Study] = {study.name: study for study in (default.STUDY,)}
