@@ -77,7 +77,7 @@ def labels(data):
     return [data.classes[code] for code in data.target]
 
 
-@pytest.mark.parametrize("name", [name for name in BUILTIN if name != "monks-3"])
+@pytest.mark.parametrize("name", [name for name in BUILTIN if hasattr(datasets, f"load_{name.replace('-', '_')}")])
 def test_builtin_sets_are_scikit_learns(name):
     bunch = getattr(datasets, f"load_{name.replace('-', '_')}")(as_frame=True)
     data = load(name)
@@ -97,6 +97,23 @@ def test_the_third_problem_of_the_monks():
     assert data.target[green_sword].all()
     assert not data.target[(jacket == 4)].any()
     assert not data.target[(body == 3) & ~green_sword].any()
+
+
+def test_the_first_and_second_problem_of_the_monks():
+    first, second = load("monks-1"), load("monks-2")
+    assert np.bincount(first.target).tolist() == [216, 216]
+    assert np.bincount(second.target).tolist() == [290, 142]
+    assert first.target[first.features["jacket_color"] == 1].all()
+    assert first.target[first.features["head_shape"] == first.features["body_shape"]].all()
+    assert ((second.features == 1).sum(axis=1)[second.target == 1] == 2).all()
+
+
+def test_balance_scale_has_the_counts_of_its_source():
+    data = load("balance-scale")
+    assert data.features.shape == (625, 4)
+    assert (data.classes, np.bincount(data.target).tolist()) == (("B", "L", "R"), [49, 288, 288])
+    assert labels(data)[0] == "B"  # 1 × 1 on both sides
+    assert labels(data)[1] == "R"  # a larger distance on the right
 
 
 def test_builtin_digits_are_sorted_as_numbers():

@@ -9,6 +9,7 @@ import click
 from lossmith import __version__
 from lossmith.cli.bench import bench
 from lossmith.cli.compare import compare
+from lossmith.cli.data import data
 from lossmith.cli.doctor import doctor
 from lossmith.cli.screen import reason_of
 from lossmith.cli.toy import toy
@@ -43,5 +44,5 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-for _command in (compare, train, predict, toy, bench, doctor):
+for _command in (compare, train, predict, data, toy, bench, doctor):
     cli.add_command(_command)

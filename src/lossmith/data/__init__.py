@@ -1,4 +1,4 @@
-"""Tables to classify, from scikit-learn's sets or from a file: raw columns, class codes and a fingerprint."""
+"""Tables to classify, embedded, fetched or from a file: raw columns, class codes and a fingerprint."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from lossmith.data import attributes, builtin, tables
+from lossmith.data import attributes, builtin, keel, openml, public, tables
 from lossmith.errors import InputError
 
 __all__ = ["BUILTIN", "Dataset", "load", "load_frame"]
@@ -37,8 +38,8 @@ class Dataset:
 
     ``features`` has n rows; ``target`` is int64 of shape (n,), where ``target[i]`` is the index of row i's label in
     ``classes``, which is sorted (labels that are all numbers as numbers) unless ``with_positive`` was called. ``name`` is that
-    of the built-in set or the file's stem. ``fingerprint`` is 16 hexadecimal digits of a SHA-256 over column names, values and
-    target: equal content has equal fingerprints, in every process and on every machine.
+    of the built-in set or of the public table, or the file's stem. ``fingerprint`` is 16 hexadecimal digits of a SHA-256 over
+    column names, values and target: equal content has equal fingerprints, in every process and on every machine.
     """
 
     name: str
@@ -64,10 +65,13 @@ class Dataset:
 
 
 def load(source: str, target: str | None = None) -> Dataset:
-    """Load a built-in set (a name in ``BUILTIN``) or a .csv, .tsv, .parquet, .pq, .arff or .dat (KEEL) file.
+    """Load a built-in set (a name in ``BUILTIN``), a public table or a .csv, .tsv, .parquet, .pq, .arff or .dat (KEEL) file.
 
-    ``target`` names the column of classes. Without it, a built-in set takes its own, KEEL its only output and ARFF
-    the attribute called ``class``; the other files need it. Anything that cannot be used raises ``InputError``.
+    A public table is ``keel/NAME`` or ``keel-imbalanced/NAME``, of a set that ``lossmith data fetch`` has fetched, or
+    ``openml/NAME`` or ``openml/NUMBER``, which is fetched at once.
+
+    ``target`` names the column of classes. Without it, a built-in set and a public table take their own, KEEL files their only
+    output and ARFF the attribute called ``class``; the other files need it. Anything that cannot be used raises ``InputError``.
 
     >>> data = load("iris")
     >>> data.features.shape, data.classes
@@ -106,10 +110,29 @@ def _frame(source: str, target: str | None) -> tuple[pd.DataFrame, str | None, s
     """The columns, the target that the file itself names, where they come from, for messages, and the set's name."""
     if source in BUILTIN:
         return builtin.read(source), "target", source, source
+    if source in public.SETS:
+        raise _whole(source)
+    collection, _, table = source.partition("/")
+    if table and Path(source).suffix.lower() not in _READERS:  # a file in a folder of that name keeps its ending
+        where = tables.one_line(source)
+        if collection in keel.SETS:
+            return keel.read(collection, table), keel.TARGET, where, table
+        if collection == "openml":
+            frame, default, name = openml.read(table)
+            return frame, default, where, name
     path = tables.find(source, _READERS)
     where, ending = tables.one_line(path), path.suffix.lower()
     frame, default = _READERS[ending](tables.read_bytes(path), where, ending, target)
     return frame, default, where, path.stem
+
+
+def _whole(name: str) -> InputError:
+    """The error for the name of a public set where a table is expected."""
+    if name not in keel.SETS:
+        use = public.SETS[name].use
+        return InputError(f"{name}: expected a table, but this public set is none; its arrays come from {use}")
+    choices = [f"{name}/{table}" for table in keel.names(name)]
+    return InputError(f"{name}: is a set of tables, not a table; choose one of {tables.listing(choices)}")
 
 
 def _target_name(target: str | None, default: str | None, columns: list[str], where: str) -> str:
