@@ -45,7 +45,7 @@ def run(plan: Plan, store: Store, after_row: Callable[[int], None] | None = None
     missing = [cell for cell in plan.cells() if cell not in rows]
     if after_row:
         after_row(len(rows))
-    tasks = (delayed(_compute)(plan, cell) for cell in missing)
+    tasks = (delayed(compute)(plan, cell) for cell in missing)
     for cell, row in Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
         store.append({"plan": identity} | row)
         rows[cell] = {"plan": identity} | row
@@ -74,12 +74,12 @@ def _warm_up() -> None:
     fit(model, nn.CrossEntropyLoss(), torch.zeros(2, 1), torch.tensor([0, 1]), TrainingConfig(epochs=1), seed=0)
 
 
-def _compute(plan: Plan, cell: Cell) -> tuple[Cell, Row]:
-    """One row, whatever process this is."""
+def compute(plan: Plan, cell: Cell) -> tuple[Cell, Row]:
+    """One row of a plan, whatever process this is."""
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         _warm_up()
-        whole, inner = _prepare(plan, cell)
+        whole, inner = parts_of(plan, cell)
         started = time.perf_counter()
         if cell.method in METHODS:
             scores, found = _fit_method(plan, cell, whole)
@@ -113,7 +113,7 @@ def _fit_method(plan: Plan, cell: Cell, part: Part) -> tuple[Any, dict[str, Any]
     return scores, {"settings": settings, "took_metric": method.selection_.took_metric, "points": points}
 
 
-def _prepare(plan: Plan, cell: Cell) -> tuple[Part, Part | None]:
+def parts_of(plan: Plan, cell: Cell) -> tuple[Part, Part | None]:
     """The split itself, and for a loss inside its training rows the one to tune on.
 
     The encoder is fitted to each one's own rows. A process keeps its last split: cells come split by split.
@@ -122,14 +122,14 @@ def _prepare(plan: Plan, cell: Cell) -> tuple[Part, Part | None]:
     key = f"{plan.settings} {cell.repeat} {cell.fold} {tuned}"
     if key not in _prepared:
         train, test = plan.split(cell.repeat, cell.fold)
-        inner = encode(plan, *_inner(plan, cell, train)) if tuned else None
+        inner = encode(plan, *tuning_rows(plan, cell, train)) if tuned else None
         whole = encode(plan, train, test)
         _prepared.clear()
         _prepared[key] = whole, inner
     return _prepared[key]
 
 
-def _inner(plan: Plan, cell: Cell, train: Any) -> tuple[Any, Any]:
+def tuning_rows(plan: Plan, cell: Cell, train: Any) -> tuple[Any, Any]:
     """Rows to fit on and rows to tune on, among the training rows: a quarter of them."""
     parts = min(4, int(np.bincount(plan.data.target[train]).max()))
     quarters = StratifiedKFold(parts, shuffle=True, random_state=plan.derive("validation", cell.repeat, cell.fold))

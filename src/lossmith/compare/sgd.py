@@ -39,12 +39,12 @@ def train_loss(plan: Plan, cell: Cell, whole: Part, inner: Part | None) -> Train
     drawn, validation = plan.draw_settings(cell), None
     settings = drawn[0]
     if inner is not None:
-        values = [_validation(plan, inner, _train(plan, cell, each, inner)) for each in drawn]
+        values = [_validation(plan, inner, train_with(plan, cell, each, inner)) for each in drawn]
         if np.isfinite(values).all():  # else the defaults
             best = int(np.argmax(values))  # of equals, the first
             settings, validation = drawn[best], values[best]
     curve: Curve = []
-    return Trained(_train(plan, cell, settings, whole, curve), settings, validation, curve)
+    return Trained(train_with(plan, cell, settings, whole, curve), settings, validation, curve)
 
 
 def _validation(plan: Plan, part: Part, scores: Floats) -> float:
@@ -60,8 +60,8 @@ def evaluate_scores(plan: Plan, part: Part, scores: Floats) -> float:
     return evaluate(plan.trained, plan.judge, part.score_y, scores, len(plan.data.classes))
 
 
-def _train(plan: Plan, cell: Cell, settings: Settings, part: Part, curve: Curve | None = None) -> Floats:
-    """Train one model; its scores for the rows to score."""
+def train_with(plan: Plan, cell: Cell, settings: Settings, part: Part, curve: Curve | None = None) -> Floats:
+    """Train one model with these settings; its scores (n, K) for the rows to score."""
     candidate = loss_of(cell.method, plan.trained)
     classes = len(plan.data.classes)
     fit_x, score_x = torch.from_numpy(part.fit_x), torch.from_numpy(part.score_x)

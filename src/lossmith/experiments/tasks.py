@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from lossmith.compare.encode import encode
 from lossmith.compare.plan import Plan
-from lossmith.data import load
+from lossmith.data import keel, load, public
 from lossmith.data.images import images
 from lossmith.data.reviews import reviews
 from lossmith.experiments.nets import BUCKETS, LENGTH, VOCABULARY
@@ -62,7 +64,7 @@ def wrong_labels(target: Codes, classes: int, noise: str, seed: int) -> Codes:
     Args:
         target: (n,) class codes.
         classes: how many there are.
-        noise: "none", "symmetric-40" (40 % of the rows get another class, each as likely), "pairwise-20" (20 % get the next one).
+        noise: "none"; "symmetric-40": 40 % of the rows get another class, each as likely; "pairwise-20": 20 % get the next one.
         seed: of the choice.
     """
     kind, _, share = noise.partition("-")
@@ -117,7 +119,7 @@ def _texts(ngrams: bool) -> tuple[Codes, Codes]:
 
 def _hashed(text: str) -> list[int]:
     """Characters and pairs of neighbours as numbers from 1 to ``BUCKETS`` − 1."""
-    grams = [*text, *(a + b for a, b in zip(text, text[1:], strict=False))]
+    grams = [*text, *(a + b for a, b in pairwise(text))]
     return [1 + crc32(gram.encode()) % (BUCKETS - 1) for gram in grams]
 
 
@@ -138,11 +140,16 @@ def _table(data: str, rows: int, seed: int) -> tuple[Any, Codes, Any, Codes, int
     return part.fit_x, part.fit_y, part.score_x, part.score_y, len(plan.data.classes)
 
 
+def tables_of(set_name: str) -> list[str]:
+    """What ``load`` takes for each table of a set; none where it was not fetched."""
+    if public.folder(set_name) is None:
+        return []
+    return [f"{set_name}/{name}" for name in keel.names(set_name)]
+
+
 @lru_cache(maxsize=2)
 def limited(data: str, rows: int) -> Any:
     """A table with at most so many rows, drawn without order, and without the classes of fewer than ten of them."""
-    from dataclasses import replace
-
     found = load(data)
     order = np.random.default_rng(derive("rows", data)).permutation(len(found.target))[:rows]
     counts = np.bincount(found.target[order], minlength=len(found.classes))
