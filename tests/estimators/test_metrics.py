@@ -12,6 +12,7 @@ import lossmith
 from lossmith import AccuracyLoss, AUCLoss, BalancedAccuracyLoss, CostLoss, FBetaLoss, JaccardLoss
 from lossmith.estimators.metrics import METRICS, metric_of
 from lossmith.estimators.trained_metric import Floats, Rows, predicted
+from lossmith.functional import expected_average_precision
 
 N = 40
 COST = np.array([[0.0, 1.0, 2.0], [3.0, -1.0, 1.0], [0.5, 0.5, 0.0]])
@@ -125,6 +126,19 @@ def test_smooth_auc_is_the_loss() -> None:
     scores, rows = case(2, weighted=False)
     expected = AUCLoss(noise="normal", q=0.5)(torch.from_numpy(scores[:, 0]), torch.from_numpy(rows.y)).item()
     assert metric_of("roc_auc", 2).loss(scores, rows, "normal", 0.5)[0] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("spread", [1.0, 300.0])
+def test_smooth_average_precision_is_the_functions_and_has_a_kernel(spread: float) -> None:
+    """Far spread scores, which a line search tries, are served as well: the reference takes a hundred times as long."""
+    scores, rows = case(2, weighted=False)
+    leaf = torch.from_numpy(spread * scores[:, 0]).requires_grad_()
+    expected = expected_average_precision(leaf, torch.from_numpy(rows.y), noise="gumbel")
+    (slope,) = torch.autograd.grad(-expected, leaf)
+    loss, grad = metric_of("average_precision", 2).loss(spread * scores, rows, "gumbel", 0.0)
+    assert lossmith.last_kernel() == "cpu"
+    assert loss == pytest.approx(1 - expected.item(), rel=1e-9, abs=1e-12)
+    np.testing.assert_allclose(grad[:, 0], slope.numpy(), rtol=1e-6, atol=1e-10)
 
 
 @pytest.mark.parametrize("noise", ["gumbel", "normal"])

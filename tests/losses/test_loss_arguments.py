@@ -143,7 +143,7 @@ class Operators(TorchDispatchMode):
 
 @EACH
 def test_making_a_loss_runs_none(make: Any) -> None:
-    AccuracyLoss()(torch.zeros(1, 2), torch.tensor([0]))
+    AccuracyLoss("gumbel")(torch.zeros(1, 2), torch.tensor([0]))
     before = lossmith.last_kernel()
     assert before == "closed form"
     with lossmith.use_kernel("reference"):

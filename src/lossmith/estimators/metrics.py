@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
+from lossmith import noise as noises
 from lossmith.errors import near
 from lossmith.estimators.trained_metric import (
     TINY,
@@ -26,7 +27,8 @@ from lossmith.estimators.trained_metric import (
     power,
     predicted,
 )
-from lossmith.functional import argmax_log_prob, expected_auc, expected_average_precision, topk_log_prob
+from lossmith.functional import argmax_log_prob, expected_auc, topk_log_prob
+from lossmith.functional.columns import log_auc_of_columns, log_precision_of_columns
 from lossmith.losses.confusion_matrix import ConfusionLoss, Counts
 from lossmith.losses.own_metric import Metric
 
@@ -320,10 +322,14 @@ class Ranking(TrainedMetric):
 
     def _smooth(self, scores: Tensor, positive: Tensor, weight: Tensor, noise: str) -> Tensor:
         """The metric of one column; average precision weighs all rows of weight above 0 equally."""
-        if self.kind == "roc_auc":
-            return expected_auc(scores, positive, noise=noise, weight=weight)
         present = weight > 0
-        return expected_average_precision(scores[present], positive[present], noise=noise)
+        equal = bool((weight[present] == weight[present][0]).all())
+        if self.kind == "roc_auc" and not equal:
+            return expected_auc(scores, positive, noise=noise, weight=weight)
+        of_columns = log_auc_of_columns if self.kind == "roc_auc" else log_precision_of_columns  # which have a kernel
+        column, keep = scores[present, None], torch.ones(int(present.sum()), 1, dtype=torch.bool)
+        log_metric: Tensor = of_columns((column, positive[present, None], keep, scores.new_ones(())), noises.get(noise), 1.0)
+        return log_metric[0].exp()
 
     def _columns(self, scores: Floats, rows: Rows) -> list[tuple[int, Floats, npt.NDArray[np.bool_]]]:
         if scores.shape[1] == 1:

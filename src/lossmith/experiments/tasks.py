@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lossmith.compare.encode import encode
 from lossmith.compare.plan import Plan
-from lossmith.data import keel, load, public
+from lossmith.data import Dataset, keel, load, public
 from lossmith.data.images import images
 from lossmith.data.reviews import reviews
 from lossmith.experiments.nets import BUCKETS, LENGTH, VOCABULARY
@@ -148,12 +148,12 @@ def tables_of(set_name: str) -> list[str]:
 
 
 @lru_cache(maxsize=2)
-def limited(data: str, rows: int) -> Any:
-    """A table with at most so many rows, drawn without order, and without the classes of fewer than ten of them."""
+def limited(data: str, rows: int, least: int = 10) -> Dataset:
+    """A table with at most so many rows, drawn without order, and without the classes of fewer than ``least`` of them."""
     found = load(data)
     order = np.random.default_rng(derive("rows", data)).permutation(len(found.target))[:rows]
     counts = np.bincount(found.target[order], minlength=len(found.classes))
-    large = np.flatnonzero(counts >= 10)
+    large = np.flatnonzero(counts >= least)
     order = np.sort(order[np.isin(found.target[order], large)])
     target = np.searchsorted(large, found.target[order])
     classes = tuple(found.classes[code] for code in large)

@@ -317,3 +317,46 @@ def test_smoothed_labels_cost_what_their_class_probabilities_cost() -> None:
         for q in (1.0, 0.3):
             smoothed = AccuracyLoss(noise, q=q, label_smoothing=0.2)(scores, target)
             torch.testing.assert_close(smoothed, AccuracyLoss(noise, q=q)(scores[:5], shares[:5]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_classes_are_those_of_the_formula(dtype: torch.dtype) -> None:
+    scores = scores_of(500, 2, 30.0).to(dtype).requires_grad_()  # some leads are farther than the kernel's tables reach
+    target = torch.arange(500) % 2
+    log_p = argmax_log_prob(scores, target)
+    assert lossmith.last_kernel() == "cpu"
+    (grad,) = torch.autograd.grad(log_p.sum(), scores)
+    leaf = scores.detach().double().requires_grad_()
+    lead = leaf.gather(1, target[:, None]) - leaf.gather(1, 1 - target[:, None])
+    expected = torch.special.log_ndtr(lead[:, 0] / math.sqrt(2))
+    single = dtype == torch.float32
+    torch.testing.assert_close(log_p.double(), expected, rtol=1e-6 if single else 1e-12, atol=1e-6 if single else 1e-12)
+    (slope,) = torch.autograd.grad(expected.sum(), leaf)
+    torch.testing.assert_close(grad.double(), slope, rtol=1e-5 if single else 1e-11, atol=1e-6 if single else 1e-12)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("classes", [2, 12])
+def test_hopeless_rows_cost_no_reference(q: float, classes: int) -> None:
+    """A target 150 scales behind: p is 0 in floating point, so the loss is 1 / (1 − q) and has no slope."""
+    scores = torch.zeros(4, classes)
+    scores[:, 1] = torch.tensor([150.0, 150.0, 2.0, 0.0])
+    scores.requires_grad_()
+    loss = AccuracyLoss("normal", q=q, reduction="sum")
+    value = loss(scores, torch.zeros(4, dtype=torch.int64))
+    assert lossmith.last_kernel() == "cpu"
+    near = AccuracyLoss("normal", q=q, reduction="sum")(scores[2:], torch.zeros(2, dtype=torch.int64))
+    torch.testing.assert_close(value, near + 2 / (1 - q))
+    (grad,) = torch.autograd.grad(value, scores)
+    assert not grad[:2].any()
+    assert grad[2:].any()
+
+
+def test_hopeless_rows_are_the_references_where_their_logarithm_counts() -> None:
+    scores = torch.zeros(2, 12)
+    scores[:, 1] = 150.0
+    scores.requires_grad_()
+    value = AccuracyLoss("normal", reduction="sum")(scores, torch.zeros(2, dtype=torch.int64))
+    assert lossmith.last_kernel() == "cpu, 2 rows by reference"
+    expected = reference.log_prob(scores.detach().double(), torch.zeros(2, dtype=torch.int64), Normal())
+    torch.testing.assert_close(value.double(), -expected.sum(), rtol=1e-6, atol=0)

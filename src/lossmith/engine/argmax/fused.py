@@ -6,6 +6,7 @@ Gumbel noise. Under a transform of torch.func, and compiled, plain torch or the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from lossmith.maths.qlog import neg_log_q
 from lossmith.noise import Noise
 
 TOPK = "topk_log_prob"
+LOWEST = {torch.float32: -120.0, torch.float64: -800.0}  # exp of less is 0, and so is its product with a lead
 GUMBEL, SOFTMAX = "gumbel", "softmax"  # the noise, and what its kernels compute
 
 
@@ -55,6 +57,10 @@ class BatchLoss(NamedTuple):
 
     q: float
     mean: bool
+
+    def floor(self, dtype: torch.dtype) -> float:
+        """A log p below which neither the loss nor its gradient changes: p^(1−q) is 0 in floating point."""
+        return LOWEST[dtype] / (1 - self.q) if self.q < 1 else -math.inf
 
     def of(self, log_p: Tensor, keep: Tensor) -> Tensor:
         """The loss of log p (…), 0 where a row does not count; ``keep``, (…) bool: which do."""
@@ -93,6 +99,8 @@ def checked_log_prob(
     softmax = plain and noise.key == GUMBEL and softmax_serves(scores)
     panels = plain and bool(_panels(noise.key)) and choose(TARGET, PANEL_KERNELS, scores, noise.key) == "cpu"
     closed = classes <= noise.closed_form_classes and not softmax and not panels
+    if closed and plain and noise.key == "normal" and choose(TARGET, _target_kernels(scores), scores, noise.key) == "cpu":
+        closed = False  # one pass of the kernel costs a third of the formula's operators and their derivatives
     if closed:  # else the kernel or the reference looks at the target's values
         check_target_values(target, classes, ignored)
     if margin is not None:
@@ -180,9 +188,19 @@ def target_log_prob(
 
 
 def _rows_and_gradient(
-    scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int, rank: int, differentiate: bool
+    scores: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    noise: Noise,
+    ignored: int,
+    rank: int,
+    differentiate: bool,
+    floor: float = -math.inf,
 ) -> tuple[Tensor, Tensor]:
-    """log P(the target is among the ``rank`` highest) and its gradient in the scores, (0,) if it is not asked for."""
+    """log P(the target is among the ``rank`` highest) and its gradient in the scores, (0,) if it is not asked for.
+
+    Below ``floor`` an upper bound of log p, and a gradient of 0, may stand for them.
+    """
     rows, classes = scores.shape
     single = scores.dtype != torch.float64
     panels = _panels(noise.key) if rank == 1 else ""
@@ -219,8 +237,10 @@ def _rows_and_gradient(
     if bad:
         check_target_values(target, classes, ignored)
         check_score_values(z[target != ignored])
-    if left is not None:
-        if not bad:
+    if left is not None and floor > -math.inf and not bad:
+        left = _still_left(left, z, target, sigma, noise, floor, log_p, grad)
+    if left is not None and bool(left.any()):
+        if not bad and (rank > 1 or classes > noise.closed_form_classes):
             record_rows(TOPK if rank > 1 else TARGET, "cpu", int(left.sum()), classes)
         _by_plain_torch(left, z, target, sigma, noise, rank, log_p, grad)
     return log_p.to(scores.dtype), grad.to(scores.dtype)
@@ -255,7 +275,8 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any, scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, ignored: int, batch_loss: BatchLoss
     ) -> Tensor:
-        log_p, grad = _rows_and_gradient(scores, target, scale, noise, ignored, 1, any(ctx.needs_input_grad))
+        needed, floor = any(ctx.needs_input_grad), batch_loss.floor(scores.dtype)
+        log_p, grad = _rows_and_gradient(scores, target, scale, noise, ignored, 1, needed, floor)
         keep = target != ignored
         if grad.numel():
             share = 1 / max(int(keep.sum()), 1) if batch_loss.mean else 1.0
@@ -284,9 +305,31 @@ class _Loss(torch.autograd.Function):
 def _plain_of_target(scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, rank: int) -> Tensor:
     """log P(the target is among the ``rank`` highest) by plain torch, differentiable twice."""
     z = (scores - scores.detach().amax(-1, keepdim=True)) / scale.unsqueeze(-1)
-    if noise.key == GUMBEL and rank == 1:
+    if rank == 1 and scores.shape[-1] <= noise.closed_form_classes:
         return noise.closed_form_log_probs(z).gather(-1, target.unsqueeze(-1)).squeeze(-1)
     return reference.log_prob(z, target, noise, rank)
+
+
+def _still_left(
+    left: Tensor, scores: Tensor, target: Tensor, scale: Tensor, noise: Noise, floor: float, log_p: Tensor, grad: Tensor
+) -> Tensor:
+    """The rows of ``left``, (rows,) bool, whose log p may be above ``floor``; the others' bound and gradient 0 are written.
+
+    The bound is that of two classes: the target wins no more often than it beats its strongest rival.
+    """
+    if noise.closed_form_classes < 2:
+        return left
+    z, sigma = rows_of(left, scores, scale)
+    place = target[left].unsqueeze(-1)
+    lead = (z.gather(-1, place) - z.scatter(-1, place, -torch.inf).amax(-1, keepdim=True)) / sigma.unsqueeze(-1)
+    lead = lead.clamp(max=0.0)
+    bound = noise.closed_form_log_probs(torch.cat([lead, torch.zeros_like(lead)], -1))[:, 0]
+    lost = torch.zeros_like(left)
+    lost[left] = bound < floor
+    log_p[lost] = bound[bound < floor]
+    if grad.numel():
+        grad[lost] = 0.0
+    return left & ~lost
 
 
 def _by_plain_torch(
