@@ -11,6 +11,7 @@ from lossmith.cli.bench import bench
 from lossmith.cli.compare import compare
 from lossmith.cli.data import data
 from lossmith.cli.doctor import doctor
+from lossmith.cli.reproduce import reproduce
 from lossmith.cli.screen import reason_of
 from lossmith.cli.toy import toy
 from lossmith.cli.train import predict, train
@@ -44,5 +45,5 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-for _command in (compare, train, predict, data, toy, bench, doctor):
+for _command in (compare, train, predict, reproduce, data, toy, bench, doctor):
     cli.add_command(_command)

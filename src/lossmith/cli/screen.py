@@ -17,8 +17,11 @@ from lossmith.errors import InputError
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error where that is a terminal; otherwise nothing."""
+def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error where that is a terminal; otherwise nothing.
+
+    What it gives is called with what is done, and with the total where that has changed.
+    """
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -33,7 +36,7 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     )
     with bar:
         task = bar.add_task(escape(title), total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, total=None: bar.update(task, completed=done, total=total)
 
 
 def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

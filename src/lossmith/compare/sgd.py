@@ -80,8 +80,21 @@ def train_with(plan: Plan, cell: Cell, settings: Settings, part: Part, curve: Cu
     config = candidate.config(replace(TrainingConfig(), epochs=plan.settings["epochs"]), settings)
     order = plan.derive("order", cell.repeat, cell.fold)
     target = torch.from_numpy(part.fit_y)
-    fit(model, candidate.build(classes, settings), fit_x, target, config, seed=order, after_epoch=after_epoch)
+    loss = candidate.build(classes, settings)
+    if not fit_or_diverge(model, loss, fit_x, target, config, seed=order, after_epoch=after_epoch) and curve is not None:
+        curve.append((None, 0.0, 0.0))
     return _scores(model, score_x)
+
+
+def fit_or_diverge(*args: Any, **options: Any) -> bool:
+    """As ``training.fit``; False where it ended early, since the scores were no numbers any more and the loss refused them."""
+    try:
+        fit(*args, **options)
+    except ValueError as error:
+        if not str(error).startswith("scores:"):
+            raise
+        return False
+    return True
 
 
 def _model(name: str, features: int, classes: int) -> nn.Module:

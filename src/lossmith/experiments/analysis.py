@@ -53,6 +53,11 @@ def mean_of(values: Iterable[float]) -> Mean:
     return Mean(float(found.mean()), float(stats.t.ppf(0.975, len(found) - 1)) * error, len(found))
 
 
+def scores_by_method(means: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """What ``over_sets`` takes, of a table with data sets down and methods across."""
+    return {str(method): {str(name): float(value) for name, value in means[method].items()} for method in means}
+
+
 def standard_error(values: Iterable[float]) -> float:
     """Of the mean of independent values; nan for a single one."""
     found = np.array(list(values), dtype=float)

@@ -2,57 +2,39 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from lossmith.compare.store import Row
-from lossmith.experiments.analysis import Mean, exceeds, frame_of, mean_of, paired, standard_error
-from lossmith.experiments.objectives import Objective, train
+from lossmith.experiments import drop_in
+from lossmith.experiments.analysis import Mean, exceeds, frame_of, mean_of, paired
+from lossmith.experiments.drop_in import BASE, REFERENCE, Budget, Place
+from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
-from lossmith.experiments.tasks import task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class Place(NamedTuple):
-    """A task: data, network, noise of the training labels, and by how much its learning rates are multiplied."""
-
-    data: str
-    model: str
-    noise: str = "none"
-    rate: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """As in the tables."""
-        noise = "" if self.noise == "none" else f", {self.noise.replace('-', ' ')} %"
-        return f"{self.data.removeprefix('keel/')}, {self.model}{noise}"
 
 
 # Listed before any row was computed: the first half chooses the default, the second confirms it.
 CHOOSING = (
     Place("fashion-mnist", "linear"),
     Place("fashion-mnist", "mlp"),
-    Place("fashion-mnist", "mlp", "symmetric-40"),
+    Place("fashion-mnist", "mlp", noise="symmetric-40"),
     Place("keel/letter", "linear"),
     Place("reviews", "ngrams", rate=10.0),
 )
 CONFIRMING = (
     Place("mnist", "linear"),
     Place("mnist", "mlp"),
-    Place("mnist", "mlp", "symmetric-40"),
+    Place("mnist", "mlp", noise="symmetric-40"),
     Place("keel/penbased", "linear"),
     Place("keel/satimage", "mlp"),
 )
-PLACES = {place.name: place for place in (*CHOOSING, *CONFIRMING)}
 NOISES = ("gumbel", "normal", "logistic")
 ORDERS = (1.0, 0.7, 0.5, 0.3, 0.0)
 RATES = (0.02, 0.08, 0.32, 1.28)
@@ -66,7 +48,6 @@ CROSSED = (
     "satimage, mlp",
 )
 FACTORS = ("noise", "q", "over", "start", "tricks")
-REFERENCE = Objective()  # cross-entropy
 # What a user might put where nn.CrossEntropyLoss stood; normal noise with scale 1 and q = 1 was the default so far.
 _DIALS = (
     *(("gumbel", 1.0, q) for q in (0.9, 0.8, 0.7, 0.5, 0.3, 0.0)),
@@ -76,11 +57,12 @@ _DIALS = (
     *(("normal", 1.0, q) for q in (1.0, 0.8, 0.5)),
     *(("normal", 0.64, q) for q in (0.8, 0.5)),
 )
-DROP_INS = {"cross-entropy": REFERENCE} | {
+DROP_INS = {BASE: REFERENCE} | {
     f"{noise}, {'matched scale' if scale is None else f'scale {scale:g}'}, q = {q:g}": Objective(noise, q, scale=scale)
     for noise, scale, q in _DIALS
 }
-SIZE = {"quick": (1000, 4, 2, 1), "full": (5000, 8, 5, 3)}  # rows, epochs, seeds of the drop-ins, seeds of the factorial
+BUDGETS = {"quick": Budget(1000, 4, 2), "full": Budget(5000, 8, 5)}
+CROSSED_SEEDS = {"quick": 1, "full": 3}
 
 
 def factorial() -> list[Objective]:
@@ -94,49 +76,26 @@ def factorial() -> list[Objective]:
 
 
 def cells(size: str, rows: Sequence[Row]) -> Iterator[Cell]:
-    """First cross-entropy's learning rates, then the drop-ins at its best one, then the factorial at each one's own."""
-    count, epochs, drop_seeds, seeds = SIZE[size]
-    places = list(PLACES.values()) if size == "full" else [CHOOSING[0], CONFIRMING[0]]
+    """First the drop-ins at cross-entropy's best rate, then the factorial, each at its own."""
+    budget = BUDGETS[size]
+    places = (*CHOOSING, *CONFIRMING) if size == "full" else (CHOOSING[0], CONFIRMING[0])
     crossed_places = [place for place in places if place.name in CROSSED] or places
     objectives = factorial() if size == "full" else [o for o in factorial() if o.noise == "gumbel" and o.q in (1.0, 0.5, 0.0)]
-
-    def cell(phase: str, place: Place, objective: Objective, rate: float, seed: int) -> Cell:
-        settings = {"rows": count, "epochs": epochs, "rate": rate, "seed": seed}
-        return {"phase": phase, "task": place.name, "objective": asdict(objective), **settings}
-
-    for place, rate in product(places, FINE_RATES):
-        yield cell("tune", place, REFERENCE, rate * place.rate, 0)
-    own = best_rates(rows, FINE_RATES)
-    if any((place.name, count, REFERENCE) not in own for place in places):
+    yield from drop_in.cells(places, DROP_INS, dict.fromkeys(("linear", "mlp", "ngrams"), budget), FINE_RATES, rows)
+    if any((place.name, budget.rows, REFERENCE) not in drop_in.best_rates(rows, FINE_RATES, places) for place in places):
         return
-    for place, seed, objective in product(places, range(drop_seeds), DROP_INS.values()):
-        yield cell("drop-in", place, objective, own[place.name, count, REFERENCE], seed)
     for place, objective, rate in product(crossed_places, objectives[1:], RATES):
-        yield cell("tune", place, objective, rate * place.rate, 0)
-    tuned = best_rates(rows, RATES)
-    for place, objective, seed in product(crossed_places, objectives, range(seeds)):
-        if (place.name, count, objective) in tuned:
-            yield cell("factorial", place, objective, tuned[place.name, count, objective], seed)
-
-
-def best_rates(rows: Sequence[Row], grid: Sequence[float]) -> dict[tuple[str, int, Objective], float]:
-    """Of each task, size and objective that has tried the whole grid: its best rate on held-out training rows, of equals the
-    lower."""
-    found: dict[tuple[str, int, Objective], dict[float, float]] = {}
-    for row in rows:
-        cell = row["cell"]
-        if cell["phase"] == "tune" and any(math.isclose(cell["rate"], r * PLACES[cell["task"]].rate) for r in grid):
-            key = cell["task"], cell["rows"], Objective(**cell["objective"])
-            found.setdefault(key, {})[cell["rate"]] = -1.0 if row["diverged"] else row["accuracy"]
-    return {key: max(sorted(tried), key=tried.__getitem__) for key, tried in found.items() if len(tried) == len(grid)}
+        yield drop_in.cell_of("tune", place, objective, rate * place.rate, 0, budget)
+    tuned = drop_in.best_rates(rows, RATES, places)
+    for place, objective, seed in product(crossed_places, objectives, range(CROSSED_SEEDS[size])):
+        if (place.name, budget.rows, objective) in tuned:
+            rate = tuned[place.name, budget.rows, objective]
+            yield drop_in.cell_of("factorial", place, objective, rate, seed, budget)
 
 
 def compute(cell: Cell) -> dict[str, Any]:
     """One training."""
-    place = PLACES[cell["task"]]
-    rows = task(place.data, place.model, cell["rows"], cell["seed"], cell["phase"] == "tune", place.noise)
-    settings = {"learning_rate": cell["rate"]}
-    return train(rows, place.model, Objective(**cell["objective"]), settings, cell["seed"], cell["epochs"])
+    return drop_in.compute(cell, (*CHOOSING, *CONFIRMING))
 
 
 def crossed(rows: Sequence[Row]) -> pd.DataFrame:
@@ -144,13 +103,13 @@ def crossed(rows: Sequence[Row]) -> pd.DataFrame:
     frame = frame_of([row for row in rows if row["cell"]["phase"] == "factorial"])
     if frame.empty:
         return frame
-    factors = pd.DataFrame(list(frame["objective"]))
+    each = [Objective(**settings) for settings in frame["objective"]]
     frame = frame.drop(columns="objective").assign(
-        noise=factors["noise"],
-        q=factors["q"],
-        over=factors["over"],
-        start=np.where(factors["after"], "after cross-entropy", "scratch"),
-        tricks=np.where(factors["tricks"], "on", "off"),
+        noise=[objective.noise for objective in each],
+        q=[objective.q for objective in each],
+        over=[objective.over for objective in each],
+        start=["after cross-entropy" if objective.after else "scratch" for objective in each],
+        tricks=["on" if objective.tricks else "off" for objective in each],
     )
     return pd.concat([frame, frame[frame["q"] == 0].assign(over="batch")], ignore_index=True)
 
@@ -166,59 +125,33 @@ def effect(frame: pd.DataFrame, factor: str, level: Any, reference: Any, **fixed
     return mean_of(by_cell.groupby("task").mean())
 
 
-def drop_in_gains(rows: Sequence[Row]) -> pd.DataFrame:
-    """Points above cross-entropy at its learning rate: a line for each task, seed and drop-in."""
-    names = {repr(objective): name for name, objective in DROP_INS.items()}
-    found = [
-        {
-            "task": row["cell"]["task"],
-            "seed": row["cell"]["seed"],
-            "loss": names.get(repr(Objective(**row["cell"]["objective"]))),
-            "accuracy": row["accuracy"],
-        }
-        for row in rows
-        if row["cell"]["phase"] == "drop-in"
-    ]
-    frame = pd.DataFrame(found)
-    if frame.empty:
-        return frame
-    wide = frame.pivot(index=["task", "seed"], columns="loss", values="accuracy")
-    gains: pd.DataFrame = wide.sub(wide["cross-entropy"], axis=0)
-    return gains[[name for name in DROP_INS if name in gains]]
+def _of_half(gains: pd.DataFrame, half: Sequence[Place]) -> pd.DataFrame:
+    return gains[gains.index.get_level_values("task").isin([place.name for place in half])]
 
 
 def chosen(rows: Sequence[Row]) -> str:
     """The drop-in of the best mean gain on the choosing half among those that lose on none of its tasks by more than a
     standard error; where all lose somewhere, the one whose worst task is best."""
-    gains = drop_in_gains(rows)
-    half = gains[gains.index.get_level_values("task").isin([place.name for place in CHOOSING])]
-    by_task = half.groupby("task").mean()
-    errors = half.groupby("task").agg(standard_error)
-    safe = [name for name in by_task if (by_task[name] >= -errors[name].fillna(0.0)).all()]
-    if len(safe) > 1:
-        return str(by_task[safe].mean().idxmax())
-    return str(by_task.drop(columns="cross-entropy").min().idxmax())
+    by_seed = _of_half(drop_in.gains(rows, DROP_INS), CHOOSING).drop(columns=BASE)
+    by_task, errors = by_seed.groupby("task").mean(), drop_in.errors_of(by_seed).fillna(0.0)
+    never_worse = [name for name in by_task if bool((by_task[name] >= -errors[name]).all())]
+    return str(by_task[never_worse].mean().idxmax() if never_worse else by_task.min().idxmax())
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:
     """Drop-ins, main effects, interactions."""
-    gains = drop_in_gains(rows)
-    name = chosen(rows)
-    by_task = gains.groupby("task").mean()
-    order = [place for place in PLACES if place in by_task.index]
-    columns = ("loss at cross-entropy's learning rate", *order, "choosing half", "confirming half")
-    table = []
-    for loss in gains:
-        halves = [
-            mean_of(by_task.loc[[p.name for p in half if p.name in by_task.index], loss]) for half in (CHOOSING, CONFIRMING)
-        ]
-        table.append((loss, *(f"{by_task.loc[place, loss]:+.2f}" for place in order), *map(str, halves)))
+    by_seed = drop_in.gains(rows, DROP_INS)
+    if by_seed.empty:
+        return []
     text = (
-        "Points of test accuracy above cross-entropy's, mean over seeds; every loss with the learning rate that was best for "
-        f"cross-entropy. The rule chose **{name}** on the first five tasks: of the losses that are below cross-entropy on none "
-        "of them by more than a standard error, the one of the highest mean (where all are, the one whose worst task is best)."
+        "Points of test accuracy above cross-entropy, mean over seeds (standard error); every loss with the learning rate "
+        f"that was best for cross-entropy. The rule chose **{chosen(rows)}** on the first five tasks: of the losses that are "
+        "below cross-entropy on none of them by more than a standard error, the one of the highest mean (where all are, the "
+        "one whose worst task is best)."
     )
-    found = [Section("In the place of cross-entropy", text, columns, table)]
+    groups = {"choosing half": [p.name for p in CHOOSING], "confirming half": [p.name for p in CONFIRMING]}
+    order = [place.name for place in (*CHOOSING, *CONFIRMING)]
+    found = [drop_in.gain_section("In the place of cross-entropy", text, by_seed, order, groups)]
     frame = crossed(rows)
     if frame.empty:
         return found
@@ -261,7 +194,13 @@ def _interaction(frame: pd.DataFrame, down: str, across: str, words: str, **fixe
     means = frame.groupby([down, across, "task"], observed=True)["accuracy"].mean().unstack("task").sub(base, axis=1)
     levels = list(dict.fromkeys(frame[across]))
     rows = [
-        (f"{level}", *(str(mean_of(means.loc[(level, other)])) if (level, other) in means.index else "–" for other in levels))
+        (
+            f"{level}",
+            *(
+                str(mean_of(means.loc[(level, level_across)])) if (level, level_across) in means.index else "–"
+                for level_across in levels
+            ),
+        )
         for level in dict.fromkeys(frame[down])
     ]
     text = f"Points above cross-entropy trained from scratch without tricks; {words}; 95 % intervals over tasks."
@@ -305,57 +244,52 @@ def _tricks(rows: Sequence[Row]) -> Outcome:
 
 
 def _safe(rows: Sequence[Row]) -> Outcome:
-    gains, name = drop_in_gains(rows), chosen(rows)
-    half = gains.loc[gains.index.get_level_values("task").isin([place.name for place in CONFIRMING]), name]
-    by_task, errors = half.groupby("task").mean(), half.groupby("task").agg(standard_error).fillna(0.0)
-    numbers = "; ".join(f"{place} {gain:+.2f} ({errors[place]:.2f})" for place, gain in by_task.items())
-    return Outcome(bool((by_task >= -errors).all() and by_task.mean() > 0), f"{name}: {numbers}; mean {by_task.mean():+.2f}")
+    return drop_in.safe(_of_half(drop_in.gains(rows, DROP_INS), CONFIRMING), chosen(rows))
 
 
 def _noisy_labels(rows: Sequence[Row]) -> Outcome:
-    gains, name = drop_in_gains(rows), chosen(rows)
-    noisy = gains.loc[["symmetric" in place for place in gains.index.get_level_values("task")], name]
-    by_task = noisy.groupby("task").mean()
-    return Outcome(bool((by_task >= 3).all()), "; ".join(f"{place} {gain:+.2f}" for place, gain in by_task.items()))
+    by_task = drop_in.gains(rows, DROP_INS)[chosen(rows)].groupby("task").mean()
+    noisy = by_task[["symmetric" in name for name in by_task.index]]
+    held = bool((noisy >= 3).all()) if len(noisy) else None
+    return Outcome(held, "; ".join(f"{place} {gain:+.2f}" for place, gain in noisy.items()))
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """Gains of the drop-ins over q, a line a task."""
+    """Gains of the drop-ins over q, for each width of Gumbel noise: a line a task."""
     from matplotlib.figure import Figure
 
-    gains = drop_in_gains(rows).groupby("task").mean()
-    drawn = Figure(figsize=(9, 4.2), layout="constrained")
-    axes = drawn.subplots(1, 2, sharey=True)
-    for axis, noise in zip(axes, ("gumbel", "normal"), strict=True):
-        for place in PLACES:
-            if place not in gains.index:
-                continue
-            points = {1.0: 0.0} if noise == "gumbel" else {}
-            points |= {
-                q: gains.loc[place, f"{noise}, q = {q:g}"] for q in ORDERS + (0.9, 0.8) if f"{noise}, q = {q:g}" in gains
-            }
-            style = "-" if place in [p.name for p in CHOOSING] else "--"
-            orders = sorted(points)
-            axis.plot(orders, [points[q] for q in orders], style, marker="o", ms=3, lw=1.3, label=place)
-        axis.axhline(0, color="#999", lw=0.8)
-        axis.set_title(f"{noise} noise", fontsize=10)
+    gains = drop_in.gains(rows, DROP_INS).groupby("task").mean()
+    drawn = Figure(figsize=(10, 4), layout="constrained")
+    axes = drawn.subplots(1, 3, sharey=True)
+    orders = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.0)
+    half = {place.name for place in CHOOSING}
+    for axis, scale in zip(axes, (1.0, 0.7, 0.5), strict=True):
+        for name in gains.index:
+            points = {q: gains.loc[name].get(f"gumbel, scale {scale:g}, q = {q:g}", np.nan) for q in orders}
+            if scale == 1:
+                points[1.0] = 0.0
+            axis.plot(list(points), list(points.values()), "-" if name in half else "--", marker="o", ms=3, lw=1.2, label=name)
+        axis.axhline(0, color="#999999", lw=0.8)
+        axis.set_title(f"Gumbel noise, scale {scale:g}", fontsize=10)
         axis.set_xlabel("q (1: log p, 0: p itself)")
-        axis.set_ylim(bottom=max(axis.get_ylim()[0], -12))
+        axis.invert_xaxis()
+        axis.set_ylim(-4, 5)
+        axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("points above cross-entropy,\nat its learning rate")
-    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)
+    handles = axes[0].get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside right center", fontsize=7, frameon=False, title="— chooses   - - confirms")
     return drawn
 
 
-@lru_cache(maxsize=1)
 def _design() -> str:
     return (
-        "Crossed: noise (Gumbel, normal, logistic, all of the same variance) × q (1, 0.7, 0.5, 0.3, 0) × mean over samples or "
-        "over the batch × from scratch or after cross-entropy (half of the epochs each) × the paper's tricks off or on "
+        "Crossed: noise (Gumbel, normal, logistic, all of the same variance) × q (1, 0.7, 0.5, 0.3, 0) × mean over samples "
+        "or over the batch × from scratch or after cross-entropy (half of the epochs each) × the paper's tricks off or on "
         "(standardised scores, margin 5, a scale that falls from 10 to 1, normalised gradients). Every combination has its "
-        f"learning rate tuned over {', '.join(map(str, RATES))} (n-grams: ten times as much) on a fifth of the training rows, "
-        "then three seeds, on six of the tasks. In the place of cross-entropy: each loss at the rate that was best for "
-        "cross-entropy on a grid twice as fine, five seeds, on all tasks. A seed draws rows, weights and order. SGD with momentum "
-        "0.9, batches of 64, 5,000 training rows, eight epochs. The tasks: "
+        f"learning rate tuned over {', '.join(map(str, RATES))} (n-grams: ten times as much) on a fifth of the training "
+        "rows, then three seeds, on six of the tasks. In the place of cross-entropy: each loss at the rate that was best "
+        "for cross-entropy on a grid twice as fine, five seeds, on all tasks. A seed draws rows, weights and order. SGD "
+        "with momentum 0.9, batches of 64, 5,000 training rows, eight epochs. The tasks: "
         + "; ".join(place.name for place in CHOOSING)
         + " (they choose); "
         "" + "; ".join(place.name for place in CONFIRMING) + " (they confirm)."

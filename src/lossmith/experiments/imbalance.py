@@ -21,7 +21,7 @@ from lossmith.compare.plan import Cell as TableCell
 from lossmith.compare.plan import Plan
 from lossmith.compare.store import Row
 from lossmith.estimators import MetricClassifierCV
-from lossmith.experiments.analysis import exceeds, mean_of
+from lossmith.experiments.analysis import exceeds, mean_of, scores_by_method
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
 from lossmith.experiments.tasks import limited, tables_of
 
@@ -101,8 +101,8 @@ def judged(metric: str, target: Any, scores: Any) -> float:
 def expected_f1_choice(p: Any) -> Any:
     """Which rows to call positive for the highest expected F1, were each positive by itself with probability p, (n,).
 
-    The k rows of the highest p, with the k of the highest 2 Σ p / (k + Σ of all p). Source: Ye et al., "Optimizing F-measures: a
-    tale of two approaches", ICML 2012 (there exact; here the ratio of expectations, which differs by O(1/n)).
+    The k rows of the highest p, with the k of the highest 2 Σ p / (k + Σ of all p). Source: Ye et al., "Optimizing F-measures:
+    a tale of two approaches", ICML 2012 (there exact; here the ratio of expectations, which differs by O(1/n)).
     """
     order = np.argsort(-p, kind="stable")
     k = np.arange(1, len(p) + 1)
@@ -134,8 +134,8 @@ def sections(rows: Sequence[Row]) -> list[Section]:
             f"{len(means)} tables; Wilcoxon's p with Holm's correction; the chances are those of the Bayesian signed-rank test "
             f"with ±{ROPE:g} points as practically equal."
         )
-        found.append(Section(words, text, GAIN_COLUMNS, gain_table(gains(means.to_dict(), LIKELIHOOD))))
-        gain = gains(means[[RIVAL[metric], PATH]].to_dict(), RIVAL[metric])
+        found.append(Section(words, text, GAIN_COLUMNS, gain_table(gains(scores_by_method(means), LIKELIHOOD))))
+        gain = gains(scores_by_method(means[[RIVAL[metric], PATH]]), RIVAL[metric])
         took = np.mean([row["took"] for row in rows if row["cell"]["metric"] == metric])
         pairs.append((words, RIVAL[metric], *gain_table(gain)[0][1:], f"{took:.0%}"))
     text = (
@@ -185,7 +185,7 @@ def _rankings(rows: Sequence[Row]) -> Outcome:
 def figure(rows: Sequence[Row]) -> Figure:
     """Mean ranks of F1's methods."""
     colours = {name: described(name).colour for name in (RULE, WEIGHTS, PATH)}
-    return critical_difference(mean_ranks(table_means(rows, "f1").to_dict()), colours)
+    return critical_difference(mean_ranks(scores_by_method(table_means(rows, "f1"))), colours)
 
 
 STUDY = Study(
@@ -194,12 +194,13 @@ STUDY = Study(
     question="Does training for F1, balanced accuracy, AUC or average precision beat likelihood with a good decision rule?",
     design=(
         "100 two-class tables of the KEEL collection with a rare class (at most 1,000 rows of each), three outer folds. The "
-        "baseline is logistic regression with C tuned by log loss and the threshold at ½. Its rivals: the same with a threshold "
-        "tuned by `TunedThresholdClassifierCV`, on probabilities (scikit-learn's default) and on scores; balanced class "
-        "weights; logit adjustment, which for one linear score with a free intercept is the same after training and in the "
-        "loss; the plug-in rule that calls positive the k likeliest rows with the highest expected F1; and lossmith's own "
-        "decision rule, which is likelihood with a threshold from 5 × 2 pooled inner folds. `MetricClassifierCV` starts from "
-        "that last one. For rankings, which no threshold changes: C tuned by the metric, and class weights."
+        "baseline is logistic regression with C tuned by log loss and the threshold at ½. Its rivals: the same with a "
+        "threshold tuned by `TunedThresholdClassifierCV`, on probabilities (scikit-learn's default) and on scores; balanced "
+        "class weights; logit adjustment, which for one linear score with a free intercept is the same after training and "
+        "in the loss; the plug-in rule that calls positive the k likeliest rows with the highest expected F1; and "
+        "lossmith's own decision rule, which is likelihood with a threshold from 5 × 2 pooled inner folds. "
+        "`MetricClassifierCV` starts from that last one. For rankings, which no threshold changes: C tuned by the metric, "
+        "and class weights."
     ),
     sets=("keel-imbalanced",),
     predictions=(

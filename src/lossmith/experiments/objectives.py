@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lossmith.catalogue import CANDIDATES
+from lossmith.compare.sgd import fit_or_diverge
 from lossmith.experiments.nets import NETS
 from lossmith.experiments.study import derive
 from lossmith.experiments.tasks import Task
 from lossmith.losses import AccuracyLoss, TopKAccuracyLoss
-from lossmith.training import TrainingConfig, fit
+from lossmith.training import TrainingConfig
 
 # Scales at which the noises have the variance of Gumbel noise at scale 1, π²/6: the temperature of softmax.
 MATCHED = {"gumbel": 1.0, "normal": math.pi / math.sqrt(6), "logistic": 1 / math.sqrt(2)}
@@ -35,6 +36,7 @@ class Objective:
         after: whether the first half of the epochs is cross-entropy's.
         scale: other than the matched one.
         named: a loss of the catalogue, or "smoothing", "top-3", instead.
+        early: whether the weights of the epoch that is best on a tenth of the training rows, held out, are kept.
     """
 
     noise: str = "gumbel"
@@ -44,6 +46,12 @@ class Objective:
     after: bool = False
     scale: float | None = None
     named: str | None = None
+    early: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What differs from the defaults: ``Objective(**settings)`` is the same."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) != each.default}
 
     def loss(self, classes: int) -> nn.Module:
         """The module."""
@@ -88,6 +96,7 @@ def train(task: Task, model: str, objective: Objective, settings: Mapping[str, A
         score is not finite: then the scores count as 0.
     """
     last_loss: list[float] = []
+    whole = True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive("weights", seed))
         net = NETS[model](task.fit_x.shape[1], task.classes)
@@ -95,12 +104,26 @@ def train(task: Task, model: str, objective: Objective, settings: Mapping[str, A
         order = derive("order", seed)
         if objective.after:
             base = replace(base, epochs=epochs // 2)
-            fit(net, CROSS_ENTROPY.loss(task.classes), task.fit_x, task.fit_y, base, seed=order)
+            whole = fit_or_diverge(net, CROSS_ENTROPY.loss(task.classes), task.fit_x, task.fit_y, base, seed=order)
             order = derive("order", seed, "after")
-        loss = objective.loss(task.classes)
-        fit(net, loss, task.fit_x, task.fit_y, objective.config(base), seed=order, after_epoch=last_loss.append)
+        rows = len(task.fit_y) - (len(task.fit_y) // 10 if objective.early else 0)  # they come in no order
+        best: tuple[float, dict[str, Tensor]] | None = None
+
+        def after_epoch(mean_loss: float) -> None:
+            nonlocal best
+            last_loss.append(mean_loss)
+            if objective.early:
+                right = percent_right(scores_of(net, task.fit_x[rows:]), task.fit_y[rows:])
+                if best is None or right > best[0]:
+                    best = right, {name: value.clone() for name, value in net.state_dict().items()}
+
+        loss, config = objective.loss(task.classes), objective.config(base)
+        part = task.fit_x[:rows], task.fit_y[:rows]
+        whole = whole and fit_or_diverge(net, loss, *part, config, seed=order, after_epoch=after_epoch)
+        if best is not None:
+            net.load_state_dict(best[1])
     scores, fitted = scores_of(net, task.score_x), scores_of(net, task.fit_x)
-    diverged = not (math.isfinite(last_loss[-1]) and bool(torch.isfinite(scores).all()))
+    diverged = not (whole and math.isfinite(last_loss[-1]) and bool(torch.isfinite(scores).all()))
     return {
         "accuracy": percent_right(scores, task.score_y),
         "top3": percent_right(scores, task.score_y, TOP),
@@ -111,8 +134,12 @@ def train(task: Task, model: str, objective: Objective, settings: Mapping[str, A
 
 @torch.no_grad()
 def scores_of(net: nn.Module, x: Tensor) -> Tensor:
-    """(n, C)."""
-    return torch.cat([net(part) for part in x.split(1000)])
+    """(n, C), without dropout."""
+    training = net.training
+    net.eval()
+    scores = torch.cat([net(part) for part in x.split(1000)])
+    net.train(training)
+    return scores
 
 
 def percent_right(scores: Tensor, target: Tensor, top: int = 1) -> float:

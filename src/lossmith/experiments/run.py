@@ -53,6 +53,12 @@ def finished(study: Study, rows: Iterable[Row]) -> dict[str, Row]:
     return {key_of(row["cell"]): row for row in rows if (row.get("study"), row.get("protocol")) == (study.name, study.protocol)}
 
 
+def take_in(study: Study, store: SharedStore, rows: Iterable[Row]) -> None:
+    """Add rows of the study that the store lacks."""
+    known = finished(study, store.rows())
+    store.append(*(row for key, row in finished(study, rows).items() if key not in known))
+
+
 def _claimed_row(name: str, cell: Cell, folder: Path) -> int:
     """Compute and append one row, whatever process this is; 0 where another one does, or has done, so."""
     from lossmith.experiments.studies import STUDIES  # by name: functions of a study need not be pickled

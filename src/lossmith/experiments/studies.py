@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lossmith.experiments import default, imbalance, tabular
+from lossmith.experiments import default, imbalance, noise, tabular, text, vision
 from lossmith.experiments.study import Study
 
-STUDIES: dict[str, Study] = {study.name: study for study in (tabular.STUDY, imbalance.STUDY, default.STUDY)}
+STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in (tabular, imbalance, vision, text, noise, default)}

@@ -55,7 +55,8 @@ def task(data: str, model: str, rows: int, seed: int, tuning: bool = False, nois
         order = np.random.default_rng(derive("tuning", data, seed)).permutation(len(fit_y))
         held, fitted = order[: len(order) // 5], order[len(order) // 5 :]
         fit_x, fit_y, score_x, score_y = fit_x[fitted], fit_y[fitted], fit_x[held], fit_y[held]
-    return Task(*map(torch.from_numpy, (fit_x, fit_y, score_x, score_y)), classes)
+    tensors = [torch.from_numpy(array) for array in (fit_x, fit_y, score_x, score_y)]
+    return Task(tensors[0], tensors[1], tensors[2], tensors[3], classes)
 
 
 def wrong_labels(target: Codes, classes: int, noise: str, seed: int) -> Codes:

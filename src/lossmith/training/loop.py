@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossmith.errors import InputError, near
+from lossmith.errors import near
 from lossmith.training.normalizer import GradientNormalizer
 from lossmith.training.schedules import ScaleSchedule
 
@@ -89,7 +89,10 @@ def fit(
                 return value
 
             value = value_and_gradient()
-            optimizer.step(*[value_and_gradient] * (config.optimizer == "sam"))
+            if config.optimizer == "sam":
+                optimizer.step(value_and_gradient)  # type: ignore[arg-type]
+            else:
+                optimizer.step()
             rate.step()
             if schedule:
                 schedule.step()
@@ -105,11 +108,11 @@ def _optimizer(config: TrainingConfig, groups: list[dict[str, Any]]) -> torch.op
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.learning_rate)
     if config.optimizer != "sam":
-        raise ValueError(f"optimizer: {near(config.optimizer, OPTIMIZERS)}, got {config.optimizer!r}")
+        raise ValueError(f"optimizer: there is no {config.optimizer!r}; {near(config.optimizer, OPTIMIZERS)}")
     try:
         from pytorch_optimizer import SAM
     except ImportError:
-        raise InputError("optimizer: 'sam' needs the package pytorch-optimizer; pip install 'lossmith[reproduce]'") from None
+        raise ImportError("optimizer: 'sam' needs the package pytorch-optimizer; pip install 'lossmith[reproduce]'") from None
     optimizer: torch.optim.Optimizer = SAM(groups, torch.optim.SGD, rho=RADIUS, lr=config.learning_rate, momentum=MOMENTUM)
     return optimizer
 

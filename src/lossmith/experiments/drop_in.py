@@ -1,0 +1,162 @@
+"""Losses in the place of cross-entropy, at its own tuned settings: what the studies of networks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from lossmith.compare.store import Row
+from lossmith.experiments.analysis import mean_of, standard_error
+from lossmith.experiments.objectives import Objective, train
+from lossmith.experiments.study import Cell, Outcome, Section
+from lossmith.experiments.tasks import task
+
+BASE = "cross-entropy"
+REFERENCE = Objective()
+
+
+class Place(NamedTuple):
+    """A task: data, network, optimiser, wrong training labels, and by how much its learning rates are multiplied."""
+
+    data: str
+    model: str
+    optimizer: str = "sgd"
+    noise: str = "none"
+    rate: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """As in the tables."""
+        words = [self.data.removeprefix("keel/"), self.model]
+        words += [self.optimizer] * (self.optimizer != "sgd")
+        words += [self.noise.replace("-", " ") + " %"] * (self.noise != "none")
+        return ", ".join(words)
+
+
+class Budget(NamedTuple):
+    """Training rows, epochs, and seeds of the final trainings."""
+
+    rows: int
+    epochs: int
+    seeds: int
+
+
+def cell_of(phase: str, place: Place, objective: Objective, rate: float, seed: int, budget: Budget) -> Cell:
+    """One training."""
+    settings = {"rows": budget.rows, "epochs": budget.epochs, "rate": rate, "seed": seed}
+    return {"phase": phase, "task": place.name, "objective": objective.settings, **settings}
+
+
+def cells(
+    places: Sequence[Place],
+    losses: Mapping[str, Objective],
+    budgets: Mapping[str, Budget],
+    rates: Sequence[float],
+    rows: Sequence[Row],
+    own_rate: Sequence[str] = (),
+) -> Iterator[Cell]:
+    """First the learning rates, then each loss at cross-entropy's best one.
+
+    Args:
+        places: the tasks.
+        losses: by name; those of ``own_rate`` have their rate tuned for themselves.
+        budgets: of each network.
+        rates: the grid, before a place's factor.
+        rows: those that are finished.
+        own_rate: names of losses.
+    """
+    tuned = best_rates(rows, rates, places)
+    for place in places:
+        budget = budgets[place.model]
+        own = {name: losses[name] for name in own_rate}
+        for objective, rate in product((REFERENCE, *own.values()), rates):
+            yield cell_of("tune", place, objective, rate * place.rate, 0, budget)
+        for seed, (name, objective) in product(range(budget.seeds), losses.items()):
+            rate_of = tuned.get((place.name, budget.rows, own.get(name, REFERENCE)))
+            if rate_of is not None:
+                yield cell_of("drop-in", place, objective, rate_of, seed, budget)
+
+
+def best_rates(rows: Sequence[Row], grid: Sequence[float], places: Sequence[Place]) -> dict[tuple[str, int, Objective], float]:
+    """Of each task, number of rows and objective that has tried the whole grid: its best rate on held-out training rows, of
+    equals the lower."""
+    factor = {place.name: place.rate for place in places}
+    found: dict[tuple[str, int, Objective], dict[float, float]] = {}
+    for row in rows:
+        cell = row["cell"]
+        if cell["phase"] != "tune" or cell["task"] not in factor:
+            continue
+        if any(math.isclose(cell["rate"], rate * factor[cell["task"]]) for rate in grid):
+            key = cell["task"], cell["rows"], Objective(**cell["objective"])
+            found.setdefault(key, {})[cell["rate"]] = -1.0 if row["diverged"] else row["accuracy"]
+    return {key: max(sorted(tried), key=tried.__getitem__) for key, tried in found.items() if len(tried) == len(grid)}
+
+
+def compute(cell: Cell, places: Sequence[Place]) -> dict[str, Any]:
+    """One training."""
+    place = next(place for place in places if place.name == cell["task"])
+    rows = task(place.data, place.model, cell["rows"], cell["seed"], cell["phase"] == "tune", place.noise)
+    settings = {"learning_rate": cell["rate"], "optimizer": place.optimizer}
+    return train(rows, place.model, Objective(**cell["objective"]), settings, cell["seed"], cell["epochs"])
+
+
+def values(rows: Sequence[Row], losses: Mapping[str, Objective], value: str = "accuracy") -> pd.DataFrame:
+    """A value of the drop-ins: a line for each task and seed that has cross-entropy, a column for each loss."""
+    names = {objective: name for name, objective in losses.items()}
+    found = [
+        {
+            "task": row["cell"]["task"],
+            "seed": row["cell"]["seed"],
+            "loss": names.get(Objective(**row["cell"]["objective"])),
+            "value": row[value],
+        }
+        for row in rows
+        if row["cell"]["phase"] == "drop-in"
+    ]
+    if not found:
+        return pd.DataFrame()
+    wide = pd.DataFrame(found).dropna().pivot_table("value", ["task", "seed"], "loss")
+    return wide[[name for name in losses if name in wide]].dropna(subset=BASE)
+
+
+def gains(rows: Sequence[Row], losses: Mapping[str, Objective], value: str = "accuracy") -> pd.DataFrame:
+    """Points above cross-entropy's, likewise."""
+    found = values(rows, losses, value)
+    return found.sub(found[BASE], axis=0) if len(found) else found
+
+
+def errors_of(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """Standard errors over the seeds of each task, (tasks, losses)."""
+    return by_seed.groupby("task").agg(standard_error)
+
+
+def gain_section(
+    heading: str, text: str, by_seed: pd.DataFrame, order: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> Section:
+    """Losses down; tasks across (mean and standard error over seeds), then the mean over groups of tasks with an interval."""
+    by_task, errors = by_seed.groupby("task").mean(), errors_of(by_seed)
+    shown = [name for name in order if name in by_task.index]
+    lines = []
+    for loss in by_seed:
+        if loss == BASE:
+            continue
+        line = [str(loss)]
+        for name in shown:
+            gain, error = float(by_task[loss][name]), float(errors[loss][name])
+            line.append(f"{gain:+.2f}" + (f" ({error:.2f})" if math.isfinite(error) else ""))
+        for names in groups.values():
+            line.append(str(mean_of(by_task[loss][[name for name in names if name in by_task.index]])))
+        lines.append(line)
+    return Section(heading, text, ("loss", *shown, *groups), lines)
+
+
+def safe(by_seed: pd.DataFrame, loss: str) -> Outcome:
+    """Whether a loss is below cross-entropy on no task by more than a standard error, and ahead in the mean over tasks."""
+    by_task, errors = by_seed[loss].groupby("task").mean(), errors_of(by_seed)[loss].fillna(0.0)
+    below = [f"{name} {by_task[name]:+.2f} ({errors[name]:.2f})" for name in by_task.index if by_task[name] < -errors[name]]
+    numbers = f"{loss}: mean {mean_of(by_task)} over {len(by_task)} tasks; below: {', '.join(below) or 'nowhere'}"
+    return Outcome(bool(not below and by_task.mean() > 0), numbers)
