@@ -41,8 +41,8 @@ def lines(folder):
 def computed(monkeypatch):
     """The cells that are computed, in order."""
     cells = []
-    compute = running._compute
-    monkeypatch.setattr(running, "_compute", lambda plan, cell: cells.append(cell) or compute(plan, cell))
+    compute = running.compute
+    monkeypatch.setattr(running, "compute", lambda plan, cell: cells.append(cell) or compute(plan, cell))
     return cells
 
 

@@ -34,6 +34,7 @@ LOSSES = {
     EARLY: Objective(named="cross-entropy", early=True),
     "label smoothing 0.1": Objective(named="smoothing"),
     CHOSEN: Objective("gumbel", 0.9, scale=0.7),
+    "Gumbel, scale 0.7, q = 0.8": Objective("gumbel", 0.8, scale=0.7),
     "Gumbel, scale 0.5, q = 0.8": Objective("gumbel", 0.8, scale=0.5),
     "Gumbel, scale 0.5, q = ½": Objective("gumbel", 0.5, scale=0.5),
     "Gumbel, q = ½": Objective("gumbel", 0.5),

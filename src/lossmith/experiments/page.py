@@ -66,6 +66,7 @@ def _provenance(study: Study, size: str, rows: Sequence[Row], data: str) -> str:
     period = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     return (
         f"{len(rows):,} rows, {seconds / 3600:.1f} hours of one processor core, {period}, "
-        f"PyTorch {', '.join(sorted(versions))}; {diverged} trainings diverged and count as such. They are in [{data}]({data}), JSON lines; "
+        f"PyTorch {', '.join(sorted(versions))}; {diverged} trainings diverged and count as such. "
+        f"They are in [{data}]({data}), JSON lines; "
         f"`lossmith reproduce {study.name} --size {size}` computes them again, or writes this page anew from that file."
     )

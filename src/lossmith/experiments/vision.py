@@ -33,7 +33,7 @@ LOSSES = {
     "1 − mean p (q = 0)": Objective("gumbel", 0.0),
     "1 − mean p after cross-entropy": Objective("gumbel", 0.0, after=True),
     "EXACT with its tricks, own rate": Objective("normal", 0.0, tricks=True),
-    "top-3, q = 0.9, scale 0.7": Objective("gumbel", 0.9, scale=0.7, named="top-3"),
+    "top-3, scale 0.7, q = 0.9": Objective("gumbel", 0.9, scale=0.7, named="top-3"),
 }
 OWN_RATE = ("EXACT with its tricks, own rate",)
 RATES = (0.02, 0.04, 0.08, 0.16, 0.32)
