@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLACES = (
-    Place("reviews", "ngrams", rate=10.0),
-    Place("reviews", "textcnn", "adam", rate=0.02),
-    Place("reviews", "transformer", "adam", rate=0.02),
+    Place("reviews", "ngrams", rate=40.0),
+    Place("reviews", "textcnn", "adam", rate=0.05),
+    Place("reviews", "transformer", "adam", rate=0.05),
 )
 EXACT_P, OUTSIDE = "E[p], normal noise, from scratch", "−log E[p], normal noise, from scratch"
 EXACT_P_AFTER, OUTSIDE_AFTER = "E[p], normal noise, after cross-entropy", "−log E[p], normal noise, after cross-entropy"
