@@ -76,7 +76,9 @@ def test_the_default_is_chosen_on_one_half_and_confirmed_on_the_other() -> None:
     confirmed = next(outcome for text, outcome in outcomes.items() if "is confirmed" in text)(rows)
     assert confirmed.held is False
     assert second in confirmed.numbers
-    worse = drop_in_rows({bold: {first: [3.0, 3.1, 2.9], default.CHOOSING[1].name: [-1.0, -1.1, -0.9]}, mild: {first: [1.0] * 3}})
+    worse = drop_in_rows(
+        {bold: {first: [3.0, 3.1, 2.9], default.CHOOSING[1].name: [-1.0, -1.1, -0.9]}, mild: {first: [1.0] * 3}}
+    )
     assert default.chosen(worse) == mild  # of those that lose nowhere
 
 

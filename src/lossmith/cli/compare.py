@@ -72,7 +72,8 @@ def compare(
     """Compare ways to a metric on DATA: logistic regression, its decision rule, class weights, training for the metric itself,
     and boosted trees as a ceiling.
 
-    DATA is an embedded set (breast-cancer, wine, iris, digits, monks-3) or a file: .csv, .tsv, .parquet, .arff or KEEL's .dat.
+    DATA is an embedded set (breast-cancer, wine, iris, digits, balance-scale, monks-1 to monks-3), a table of a public set
+    (keel/NAME, openml/NAME: see lossmith data), or a file: .csv, .tsv, .parquet, .arff or KEEL's .dat.
     Columns may be numbers, text, categories or dates, with missing values. Finished rows are kept in DIR/rows.jsonl: an
     interrupted comparison goes on where it was when the same command is given again.
     """

@@ -37,7 +37,8 @@ def train(
 ) -> None:
     """Train a linear classifier for METRIC on DATA, and say how it compares with logistic regression.
 
-    DATA is an embedded set (breast-cancer, wine, iris, digits, monks-3) or a file: .csv, .tsv, .parquet, .arff or KEEL's .dat.
+    DATA is an embedded set (breast-cancer, wine, iris, digits, balance-scale, monks-1 to monks-3), a table of a public set
+    (keel/NAME, openml/NAME: see lossmith data), or a file: .csv, .tsv, .parquet, .arff or KEEL's .dat.
     Numbers are standardised, text becomes columns of 0 and 1, and missing values are filled. The classifier stays logistic
     regression unless training for the metric gains more than its own error on inner folds.
     """
