@@ -100,7 +100,7 @@ def test_effects_are_paired_and_averaged_over_tasks() -> None:
             cell = drop_in.cell_of("factorial", place, objective, 0.1, 0, drop_in.Budget(10, 1, 1))
             rows.append({"cell": cell, "accuracy": 70 + shift, "diverged": False})
     frame = default.crossed(rows)
-    assert len(frame) == 3 * 120  # rows of q = 0 stand for both means
+    assert len(frame) == 3 * 108
     found = default.effect(frame, "q", 0.5, 1.0)
     assert found.value == pytest.approx(2.1)
     assert found.half == pytest.approx(0.1 / math.sqrt(3) * 4.302653, rel=1e-5)  # t of two degrees of freedom

@@ -118,8 +118,13 @@ def test_the_best_of_equal_rates_is_the_lower() -> None:
     place = drop_in.Place("iris", "linear", rate=2.0)
     budget = drop_in.Budget(10, 1, 1)
     rows = [
-        {"cell": drop_in.cell_of("tune", place, Objective(), 2 * rate, 0, budget), "accuracy": right, "diverged": lost}
+        {
+            "cell": drop_in.cell_of("tune", place, Objective(), 2 * rate, seed, budget),
+            "accuracy": right + seed,
+            "diverged": lost,
+        }
         for rate, right, lost in ((0.3, 90.0, False), (0.1, 90.0, False), (1.0, 99.0, True))
+        for seed in range(drop_in.TUNING_SEEDS)
     ]
     assert drop_in.best_rates(rows, (0.1, 0.3, 1.0), [place]) == {("iris, linear", 10, Objective()): 0.2}
     assert drop_in.best_rates(rows[1:], (0.1, 0.3, 1.0), [place]) == {}  # not all have been tried

@@ -56,7 +56,7 @@ GAIN_COLUMNS = (
     "equal",
     "better",
 )
-NUMBER = re.compile(r"[<>]?[+−-]?\d[\d.]*(?: ?%)?")
+NUMBER = re.compile(r"[<>]?[+−-]?\d[\d.]*(?: ?%)?(?: ± \d[\d.]*| \(\d[\d.]*\))?")
 BLUE = "#3f7fbf"  # of a method without a colour of its own
 
 
@@ -331,7 +331,7 @@ def half(name: str) -> int:
 def _checked(scores: Scores) -> dict[str, dict[str, float]]:
     """The scores without nan."""
     table = {
-        method: {name: float(score) for name, score in found.items() if not math.isnan(score)}
+        method: {name: round(float(score), DIGITS) for name, score in found.items() if not math.isnan(score)}
         for method, found in scores.items()
     }
     highest = 0.0

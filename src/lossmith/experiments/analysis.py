@@ -31,7 +31,7 @@ class Mean(NamedTuple):
 
     def __str__(self) -> str:
         width = f" ± {self.half:.2f}" if math.isfinite(self.half) else ""
-        return f"{self.value:+.2f}{width}"
+        return f"{signed(self.value)}{width}"
 
     @property
     def low(self) -> float:
@@ -42,6 +42,14 @@ class Mean(NamedTuple):
     def high(self) -> float:
         """Upper end of the interval."""
         return self.value + self.half
+
+
+def signed(value: float) -> str:
+    """Points, to two digits, with the sign of print; "–" for nan."""
+    if math.isnan(value):
+        return "–"
+    text = f"{value:+.2f}"
+    return "0.00" if float(text) == 0 else text.replace("-", "−")
 
 
 def mean_of(values: Iterable[float]) -> Mean:
@@ -66,10 +74,25 @@ def standard_error(values: Iterable[float]) -> float:
 
 def exceeds(mean: Mean, bound: float = 0.0) -> Outcome:
     """Whether a mean lies above a bound: so if its whole interval does, not so if none of it does, else open."""
-    if math.isnan(mean.value) or math.isnan(mean.half):
-        return Outcome(None, f"{mean}")
-    held = True if mean.low > bound else False if mean.high <= bound else None
+    held = None
+    if math.isfinite(mean.half):
+        held = True if mean.low > bound else False if mean.high <= bound else None
     return Outcome(held, f"{mean} points over {mean.over}")
+
+
+def ties(mean: Mean, bound: float) -> bool | None:
+    """Whether a mean is within ± ``bound``: so if its whole interval is, not so if none of it is, else open."""
+    if not math.isfinite(mean.half):
+        return None
+    if -bound < mean.low and mean.high < bound:
+        return True
+    return False if mean.low > bound or mean.high < -bound else None
+
+
+def all_of(parts: Iterable[bool | None]) -> bool | None:
+    """Whether all hold: not so if one does not, open if one is."""
+    found = list(parts)
+    return False if False in found else None if None in found or not found else True
 
 
 def paired(frame: pd.DataFrame, by: str, first: Any, second: Any, within: Sequence[str], value: str = "accuracy") -> pd.Series:

@@ -10,13 +10,17 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from lossmith.compare.store import Row
-from lossmith.experiments.analysis import mean_of, standard_error
+from lossmith.data import public
+from lossmith.experiments.analysis import mean_of, signed, standard_error
 from lossmith.experiments.objectives import Objective, train
 from lossmith.experiments.study import Cell, Outcome, Section
 from lossmith.experiments.tasks import task
 
 BASE = "cross-entropy"
 REFERENCE = Objective()
+RATES = tuple(0.02 * 2**k for k in range(6))
+TUNING_SEEDS = 3  # of cross-entropy's rate, which all losses take over; a rate of one's own is tuned on the first of them
+CHOSEN = "Gumbel, scale 0.7, q = 0.9"  # the new default
 
 
 class Place(NamedTuple):
@@ -70,11 +74,12 @@ def cells(
         own_rate: names of losses.
     """
     tuned = best_rates(rows, rates, places)
-    for place in places:
+    for place in filter(available, places):
         budget = budgets[place.model]
         own = {name: losses[name] for name in own_rate}
         for objective, rate in product((REFERENCE, *own.values()), rates):
-            yield cell_of("tune", place, objective, rate * place.rate, 0, budget)
+            for seed in range(tuning_seeds(objective)):
+                yield cell_of("tune", place, objective, rate * place.rate, seed, budget)
         for seed, (name, objective) in product(range(budget.seeds), losses.items()):
             rate_of = tuned.get((place.name, budget.rows, own.get(name, REFERENCE)))
             if rate_of is not None:
@@ -82,18 +87,34 @@ def cells(
 
 
 def best_rates(rows: Sequence[Row], grid: Sequence[float], places: Sequence[Place]) -> dict[tuple[str, int, Objective], float]:
-    """Of each task, number of rows and objective that has tried the whole grid: its best rate on held-out training rows, of
-    equals the lower."""
+    """Of each task, number of rows and objective that has tried the whole grid: its best rate in the mean over tuning seeds, on
+    held-out training rows; of equals the lower."""
     factor = {place.name: place.rate for place in places}
-    found: dict[tuple[str, int, Objective], dict[float, float]] = {}
+    found: dict[tuple[str, int, Objective], dict[float, list[float]]] = {}
     for row in rows:
         cell = row["cell"]
         if cell["phase"] != "tune" or cell["task"] not in factor:
             continue
         if any(math.isclose(cell["rate"], rate * factor[cell["task"]]) for rate in grid):
             key = cell["task"], cell["rows"], Objective(**cell["objective"])
-            found.setdefault(key, {})[cell["rate"]] = -1.0 if row["diverged"] else row["accuracy"]
-    return {key: max(sorted(tried), key=tried.__getitem__) for key, tried in found.items() if len(tried) == len(grid)}
+            tried = found.setdefault(key, {}).setdefault(cell["rate"], [])
+            tried.append(0.0 if row["diverged"] else row["accuracy"])
+    best = {}
+    for key, by_rate in found.items():
+        if len(by_rate) == len(grid) and all(len(each) == tuning_seeds(key[2]) for each in by_rate.values()):
+            best[key] = max(sorted(by_rate), key=lambda rate: round(sum(by_rate[rate]) / len(by_rate[rate]), 6))
+    return best
+
+
+def tuning_seeds(objective: Objective) -> int:
+    """How many trainings judge a rate."""
+    return TUNING_SEEDS if objective == REFERENCE else 1
+
+
+def available(place: Place) -> bool:
+    """Whether the place's data are on this machine."""
+    name = place.data.partition("/")[0]
+    return name not in public.SETS or public.folder(name) is not None
 
 
 def compute(cell: Cell, places: Sequence[Place]) -> dict[str, Any]:
@@ -147,16 +168,40 @@ def gain_section(
         line = [str(loss)]
         for name in shown:
             gain, error = float(by_task[loss][name]), float(errors[loss][name])
-            line.append(f"{gain:+.2f}" + (f" ({error:.2f})" if math.isfinite(error) else ""))
+            line.append(signed(gain) + (f" ({error:.2f})" if math.isfinite(error) else ""))
         for names in groups.values():
             line.append(str(mean_of(by_task[loss][[name for name in names if name in by_task.index]])))
         lines.append(line)
     return Section(heading, text, ("loss", *shown, *groups), lines)
 
 
+def rate_section(
+    rows: Sequence[Row],
+    losses: Mapping[str, Objective],
+    places: Sequence[Place],
+    grid: Sequence[float],
+    own: Sequence[str] = (),
+) -> Section:
+    """The learning rates that were found; those at an end of their grid are marked."""
+    tuned = best_rates(rows, grid, places)
+    lines = []
+    for place in places:
+        line = [place.name]
+        for objective in (REFERENCE, *(losses[name] for name in own)):
+            found = [rate for (name, _, each), rate in tuned.items() if (name, each) == (place.name, objective)]
+            ends = (grid[0] * place.rate, grid[-1] * place.rate)
+            mark = "" if not found or not any(math.isclose(found[0], end) for end in ends) else " (end of the grid)"
+            line.append(f"{found[0]:g}{mark}" if found else "–")
+        lines.append(line)
+    text = f"On held-out training rows: cross-entropy's in the mean over {TUNING_SEEDS} seeds, others' on the first of them."
+    return Section("Learning rates", text, ("task", BASE, *own), lines)
+
+
 def safe(by_seed: pd.DataFrame, loss: str) -> Outcome:
     """Whether a loss is below cross-entropy on no task by more than a standard error, and ahead in the mean over tasks."""
+    if by_seed.empty:
+        return Outcome(None, "no rows")
     by_task, errors = by_seed[loss].groupby("task").mean(), errors_of(by_seed)[loss].fillna(0.0)
-    below = [f"{name} {by_task[name]:+.2f} ({errors[name]:.2f})" for name in by_task.index if by_task[name] < -errors[name]]
+    below = [f"{name} {signed(by_task[name])} ({errors[name]:.2f})" for name in by_task.index if by_task[name] < -errors[name]]
     numbers = f"{loss}: mean {mean_of(by_task)} over {len(by_task)} tasks; below: {', '.join(below) or 'nowhere'}"
     return Outcome(bool(not below and by_task.mean() > 0), numbers)
