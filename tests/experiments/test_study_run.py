@@ -35,7 +35,15 @@ def compute(cell: Any) -> dict[str, Any]:
 
 def tiny(**changes: Any) -> Study:
     nothing: Any = lambda rows: []  # noqa: E731
-    parts: dict[str, Any] = {"name": "tiny", "title": "", "question": "", "design": "", "sets": (), "predictions": ()}
+    parts: dict[str, Any] = {
+        "name": "tiny",
+        "title": "",
+        "question": "",
+        "design": "",
+        "sets": (),
+        "predictions": (),
+        "history": "",
+    }
     return Study(**(parts | {"cells": cells, "compute": compute, "sections": nothing, "figure": nothing} | changes))
 
 
@@ -46,13 +54,15 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_are_computed_once_and_phases_follow(tmp_path: Path) -> None:
     shown: list[tuple[int, int]] = []
-    rows = run.run(tiny(), "quick", SharedStore(tmp_path), 1, lambda *numbers: shown.append(numbers))
+    rows, failures = run.run(tiny(), "quick", SharedStore(tmp_path), 1, lambda *numbers: shown.append(numbers))
+    assert not failures
     assert [row["value"] for row in rows] == [0, 1, 4, 1]
     assert shown[0] == (0, 3)
     assert shown[-1] == (4, 4)
     assert {"seconds", "finished", "version", "machine", "protocol"} <= set(rows[0])
     stamp = (tmp_path / "rows.jsonl").read_bytes()
-    assert run.run(tiny(), "quick", SharedStore(tmp_path), 1, lambda *_: None) == rows
+    assert run.run(tiny(), "quick", SharedStore(tmp_path), 1, lambda *_: None) == (rows, [])
+    assert not (tmp_path / "claims").exists()
     assert (tmp_path / "rows.jsonl").read_bytes() == stamp
 
 
@@ -110,7 +120,7 @@ def test_a_kill_loses_no_finished_row(tmp_path: Path) -> None:
     assert 3 <= len(before) < 13
     with store.path.open("ab") as file:
         file.write(b'{"study": "tiny", "cel')  # what a kill in the middle of a write leaves
-    after = run.run(tiny(), "full", store, 1, lambda *_: None)
+    after, _ = run.run(tiny(), "full", store, 1, lambda *_: None)
     assert len(after) == 13
     assert store.rows()[: len(before)] == before
     assert all(isinstance(json.loads(line), dict) for line in store.path.read_text().splitlines())
@@ -131,7 +141,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 
 def test_rows_are_compressed_and_read_again(tmp_path: Path) -> None:
-    rows = run.run(tiny(), "quick", SharedStore(tmp_path / "store"), 1, lambda *_: None)
+    rows, _ = run.run(tiny(), "quick", SharedStore(tmp_path / "store"), 1, lambda *_: None)
     path = tmp_path / "tiny.jsonl.xz"
     run.write_compressed(path, rows)
     first = path.read_bytes()

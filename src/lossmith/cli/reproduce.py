@@ -20,8 +20,8 @@ NAMES = ("tabular", "imbalance", "vision", "text", "noise", "default")
 def reproduce(name: str, size: str, out: str, jobs: int) -> None:
     """Compute the study NAME: tabular, imbalance, vision, text, noise or default.
 
-    Finished rows are kept, so an interrupted study goes on, and several processes may share a folder. DIR/NAME.md is the page.
-    Rows of a DIR/NAME.jsonl.xz that is there already are taken as they are.
+    Finished rows are kept, so an interrupted study goes on, and several processes may share a folder. DIR/NAME.md is the page,
+    DIR/NAME-quick.md that of the quick size. Rows of a DIR/NAME.jsonl.xz that is there already are taken as they are.
     """
     from lossmith.experiments.study import SIZES
 
@@ -37,20 +37,21 @@ def reproduce(name: str, size: str, out: str, jobs: int) -> None:
     from lossmith.experiments.studies import STUDIES
 
     study = STUDIES[name]
-    check_paths(page.files(study, folder), "--out", make=True)
+    check_paths(page.files(study, size, folder), "--out", make=True)
     store = SharedStore(folder / name)
-    take_in(study, store, read_compressed(page.files(study, folder)[2]))
+    for known in SIZES:
+        take_in(study, store, read_compressed(page.files(study, known, folder)[2]))
     lost = _fetch(study.sets)
     with progress(f"reproduce {name}", 1) as show:
-        rows = run(study, size, store, jobs, show)
+        rows, failures = run(study, size, store, jobs, show)
     if not rows:
-        raise InputError(f"reproduce {name}: nothing could be computed; {'; '.join(lost)}")
-    written = page.write(study, size, rows, folder, lost)
+        raise InputError(f"reproduce {name}: nothing could be computed; {'; '.join((lost + failures)[:1])}")
+    written = page.write(study, size, rows, folder, lost + failures)
     outcomes = [(p.text, p.outcome(rows)) for p in study.predictions]
     words = {True: "held", False: "did not hold", None: "open"}
     print_table(study.question, ("prediction", "outcome"), [(text, words[outcome.held]) for text, outcome in outcomes])
-    for reason in lost:
-        click.echo(f"not fetched: {reason}")
+    for reason in lost + failures:
+        click.echo(f"missing: {reason}")
     click.echo("written: " + ", ".join(map(str, written)))
 
 

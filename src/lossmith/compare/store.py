@@ -66,6 +66,7 @@ class SharedStore(Store):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.folder = folder
+        self.seen = 0  # bytes that ``new_rows`` has read
         self.claims = folder / "claims"
         try:
             self.claims.mkdir(parents=True, exist_ok=True)
@@ -73,10 +74,28 @@ class SharedStore(Store):
             raise InputError(_unwritable(error, folder)) from None
 
     def append(self, *rows: Row) -> None:
-        """As in a store of one process; what a killed one left unfinished is cut off first."""
-        with FileLock(self.folder / ".lock"):
-            _drop_unfinished_line(self.path)
-            super().append(*rows)
+        """As in a store of one process; what a killed one left unfinished is cut off first.
+
+        Raises:
+            InputError: the folder cannot be written, or the disk is full. Finished rows are as they were.
+        """
+        try:
+            with FileLock(self.folder / ".lock"):
+                _drop_unfinished_line(self.path)
+                super().append(*rows)
+        except OSError as error:
+            raise InputError(_unwritable(error, self.path)) from None
+
+    def new_rows(self) -> list[Row]:
+        """Rows that were finished since the last call."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.seen)
+            content = file.read()
+        content = content[: content.rfind(b"\n") + 1]
+        self.seen += len(content)
+        return parsed_rows(content, self.path)
 
     @contextmanager
     def claim(self, key: str) -> Iterator[bool]:

@@ -324,6 +324,12 @@ STUDY = Study(
         ),
         Prediction("At 40 % wrong labels it is at least three points ahead.", _noisy_labels),
     ),
+    history=(
+        "Committed before the first row. Early rows, thrown away since, showed that a coarse grid left cross-entropy a rate "
+        "that was too low, so that narrower noise gained by its rate alone: its grid was made twice as fine and is judged "
+        "by three seeds, losses of narrower noise have q = 1 as their control, tables have one test part for all seeds, and "
+        "all rows were computed anew."
+    ),
     cells=cells,
     compute=compute,
     sections=sections,

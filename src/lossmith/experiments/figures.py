@@ -8,11 +8,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from lossmith.compare.over_sets import LEAST_SETS, critical_difference, mean_ranks
+from lossmith.experiments.analysis import scores_by_method
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#1f4e79", "#c0504d", "#2e8b57", "#e39b2f", "#7f6084")
 LIMIT = 6.0  # points; farther gains are drawn at the edge, as triangles
+
+
+def ranking(means: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
+    """Mean ranks of methods (columns) over data sets (index) and which differ; without enough sets, their means alone."""
+    from matplotlib.figure import Figure
+
+    if len(means) >= LEAST_SETS:
+        return critical_difference(mean_ranks(scores_by_method(means)), colours)
+    drawn = Figure(figsize=(7, 3), layout="constrained")
+    axis = drawn.subplots()
+    found = means.mean().sort_values()
+    axis.barh([str(name) for name in found.index], found.to_list(), color="#3f7fbf")
+    axis.set_xlabel(f"mean over {len(means)} data sets: too few to rank")
+    return drawn
 
 
 def dots(by_task: pd.DataFrame, kinds: Mapping[str, str], words: str = "points above cross-entropy") -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,44 +18,51 @@ VERDICTS = {True: "held", False: "**did not hold**", None: "open"}
 
 
 def write(study: Study, size: str, rows: Sequence[Row], folder: Path, lost: Sequence[str] = ()) -> list[Path]:
-    """Write NAME.md, NAME.png and NAME.jsonl.xz.
+    """Write the page, its figure and its rows; a kill leaves the old ones whole.
 
     Args:
         study, size, rows: what was run.
         folder: where to.
-        lost: why sets could not be had, a line each.
+        lost: what is missing and why, a line each.
     """
-    page, picture, data = files(study, folder)
+    page, picture, data = files(study, size, folder)
     write_compressed(data, rows)
-    with rc_context({"font.size": 9, "figure.facecolor": "white", "svg.hashsalt": study.name}):
-        study.figure(rows).savefig(picture, dpi=130, metadata={"Software": None})
-    partial = page.with_name(page.name + ".part")
-    partial.write_text(text_of(study, size, rows, picture.name, data.name, lost), encoding="utf-8")
-    partial.replace(page)
+    drawn = io.BytesIO()
+    with rc_context({"font.size": 9, "figure.facecolor": "white"}):
+        study.figure(rows).savefig(drawn, dpi=130, metadata={"Software": None})
+    _replace(picture, drawn.getvalue())
+    _replace(page, text_of(study, size, rows, lost).encode())
     return [page, picture, data]
 
 
-def files(study: Study, folder: Path) -> tuple[Path, Path, Path]:
-    """The page, its figure and its rows."""
-    return folder / f"{study.name}.md", folder / f"{study.name}.png", folder / f"{study.name}.jsonl.xz"
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
-def text_of(study: Study, size: str, rows: Sequence[Row], picture: str, data: str, lost: Sequence[str] = ()) -> str:
+def files(study: Study, size: str, folder: Path) -> tuple[Path, Path, Path]:
+    """The page, its figure and its rows; those of the quick size never take the place of the full ones."""
+    stem = study.name if size == "full" else f"{study.name}-{size}"
+    return folder / f"{stem}.md", folder / f"{stem}.png", folder / f"{stem}.jsonl.xz"
+
+
+def text_of(study: Study, size: str, rows: Sequence[Row], lost: Sequence[str] = ()) -> str:
     """The page."""
+    _, picture, data = files(study, size, Path())
     parts = [f"# {study.title}", study.question, "## What was done", study.design]
     if size != "full":
         parts.append("**This is the quick size**: fewer rows, tables and seeds. It shows that the study runs, not what is so.")
-    parts += [f"**Not fetched**: {reason}" for reason in lost]
+    parts += [f"**Missing**: {reason}" for reason in lost]
     outcomes = [(prediction.text, prediction.outcome(rows)) for prediction in study.predictions]
     lines = [(text, VERDICTS[outcome.held], outcome.numbers) for text, outcome in outcomes]
-    before = "Written down, and committed, before the first row of the full size was computed."
-    parts += ["## Predictions and outcomes", before, markdown_table(("prediction", "outcome", "numbers"), lines)]
+    parts += ["## Predictions and outcomes", study.history, markdown_table(("prediction", "outcome", "numbers"), lines)]
     parts.append(f"![{study.title}]({picture})")
     for section in study.sections(rows):
         parts += [f"## {section.heading}", section.text]
         if section.columns:
             parts.append(markdown_table(section.columns, section.rows))
-    parts += ["## Rows", _provenance(study, size, rows, data)]
+    parts += ["## Rows", _provenance(study, size, rows, data.name)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -66,7 +74,7 @@ def _provenance(study: Study, size: str, rows: Sequence[Row], data: str) -> str:
     period = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     return (
         f"{len(rows):,} rows, {seconds / 3600:.1f} hours of one processor core, {period}, "
-        f"PyTorch {', '.join(sorted(versions))}; {diverged} trainings diverged and count as such. "
+        f"PyTorch {', '.join(sorted(versions))}; {diverged} of the trainings diverged; their scores count as 0. "
         f"They are in [{data}]({data}), JSON lines; "
         f"`lossmith reproduce {study.name} --size {size}` computes them again, or writes this page anew from that file."
     )

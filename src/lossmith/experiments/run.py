@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import lzma
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +24,46 @@ from lossmith.experiments.study import Cell, Study, key_of
 WAIT = 2.0  # seconds until a look at what other processes have finished
 
 
-def run(study: Study, size: str, store: SharedStore, jobs: int, show: Callable[[int, int], None]) -> list[Row]:
-    """All rows of the study at a size, in the order of its cells; those that are missing are computed and appended.
+def run(
+    study: Study, size: str, store: SharedStore, jobs: int, show: Callable[[int, int], None]
+) -> tuple[list[Row], list[str]]:
+    """Compute and append the rows that are missing.
 
     Args:
         study: what to run.
         size: "quick" or "full".
         store: where rows are read and appended.
         jobs: rows computed at a time.
-        show: called with the number of rows that are there and of those known to be needed.
+        show: called with the number of rows that are in the store and of those known to be needed.
+
+    Returns:
+        All rows of the study at that size, in the order of its cells; and why some are missing, a line for each.
+
+    Raises:
+        InputError: a process of the team was killed, or the disk is full. Finished rows are kept.
     """
+    failures: dict[str, str] = {}
     while True:
         found = finished(study, store.rows())
         cells = list(study.cells(size, list(found.values())))
-        missing = [cell for cell in cells if key_of(cell) not in found]
+        missing = [cell for cell in cells if key_of(cell) not in found and key_of(cell) not in failures]
         done = len(cells) - len(missing)
         show(done, len(cells))
         if not missing:
-            return [found[key_of(cell)] for cell in cells]
+            shutil.rmtree(store.claims, ignore_errors=True)
+            return [found[key_of(cell)] for cell in cells if key_of(cell) in found], list(failures.values())
         computed = 0
         tasks = (delayed(_claimed_row)(study.name, cell, store.folder) for cell in missing)
-        for own in Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
-            computed += own
-            show(done + computed, len(cells))
-        if not computed:  # the rest is in the hands of other processes
+        try:
+            for key, count, failure in Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
+                computed += count
+                show(done + computed, len(cells))
+                if failure:
+                    failures[key] = failure
+        except BrokenProcessPool:
+            text = "a process was killed, as for want of memory; run it again, with fewer --jobs; finished rows are kept"
+            raise InputError(f"reproduce {study.name}: {text}") from None
+        if not computed and len(failures) < len(missing):  # the rest is in the hands of other processes
             time.sleep(WAIT)
 
 
@@ -59,19 +78,38 @@ def take_in(study: Study, store: SharedStore, rows: Iterable[Row]) -> None:
     store.append(*(row for key, row in finished(study, rows).items() if key not in known))
 
 
-def _claimed_row(name: str, cell: Cell, folder: Path) -> int:
-    """Compute and append one row, whatever process this is; 0 where another one does, or has done, so."""
+def _claimed_row(name: str, cell: Cell, folder: Path) -> tuple[str, int, str]:
+    """Compute and append one row, whatever process this is.
+
+    Returns:
+        The cell's key; 1, or 0 where another process does, or has done, so; why it failed, if it did.
+    """
     from lossmith.experiments.studies import STUDIES  # by name: functions of a study need not be pickled
 
-    study, store = STUDIES[name], SharedStore(folder)
-    with store.claim(key_of(cell)) as ours:
-        if not ours or key_of(cell) in finished(study, store.rows()):
-            return 0
+    study, store, key = STUDIES[name], _store_of(folder), key_of(cell)
+    with store.claim(key) as ours:
+        _known[folder].update(finished(study, store.new_rows()))
+        if not ours or key in _known[folder]:
+            return key, 0, ""
         started = time.perf_counter()
-        with one_thread():
-            values = study.compute(cell)
-        store.append({"study": name, "protocol": study.protocol, "cell": cell, **values, **_provenance(started)})
-    return 1
+        try:
+            with one_thread():
+                values = study.compute(cell)
+            row = {"study": name, "protocol": study.protocol, "cell": cell, **values, **_provenance(started)}
+            json.dumps(row, allow_nan=False)
+        except Exception as error:  # one cell must not end a run of hours
+            return key, 0, f"{key}: {type(error).__name__}: {' '.join(str(error).split())}"
+        store.append(row)
+    return key, 1, ""
+
+
+_known: dict[Path, set[str]] = {}  # keys of the rows that this process has seen in a store
+
+
+@lru_cache(maxsize=2)
+def _store_of(folder: Path) -> SharedStore:
+    _known[folder] = set()
+    return SharedStore(folder)
 
 
 def _provenance(started: float) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Study:
         design: what is compared, on what, how, in Markdown.
         sets: the public sets that it needs.
         predictions: fixed before the first row.
+        history: when they were, and what was changed since.
         cells: of a size, the rows to compute; those that depend on finished rows are left out until these are there.
         compute: a row's values, from its cell alone and, for a later phase, what the cell says.
         sections: what the rows show.
@@ -63,6 +64,7 @@ class Study:
     design: str
     sets: tuple[str, ...]
     predictions: tuple[Prediction, ...]
+    history: str
     cells: Callable[[str, Sequence[Row]], Iterator[Cell]]
     compute: Callable[[Cell], dict[str, Any]]
     sections: Callable[[Sequence[Row]], list[Section]]
