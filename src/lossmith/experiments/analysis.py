@@ -57,8 +57,7 @@ def mean_of(values: Iterable[float]) -> Mean:
     found = np.array(list(values), dtype=float)
     if len(found) < 2:
         return Mean(float(found.mean()) if len(found) else math.nan, math.nan, len(found))
-    error = float(found.std(ddof=1)) / math.sqrt(len(found))
-    return Mean(float(found.mean()), float(stats.t.ppf(0.975, len(found) - 1)) * error, len(found))
+    return Mean(float(found.mean()), float(stats.t.ppf(0.975, len(found) - 1)) * standard_error(found), len(found))
 
 
 def scores_by_method(means: pd.DataFrame) -> dict[str, dict[str, float]]:

@@ -18,7 +18,7 @@ from lossmith.compare.store import Row
 from lossmith.estimators import MetricClassifierCV
 from lossmith.experiments import drop_in
 from lossmith.experiments.analysis import exceeds, mean_of, signed
-from lossmith.experiments.drop_in import BASE, CHOSEN, RATES, Budget, Place
+from lossmith.experiments.drop_in import BASE, CHOSEN, HISTORY, RATES, Budget, Place
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study, derive
@@ -186,11 +186,7 @@ STUDY = Study(
         Prediction("For the network, early stopping is worth more than the new default.", _early),
         Prediction("On tables with 40 % wrong labels the path is ahead of likelihood.", _tables),
     ),
-    history=(
-        "Committed before the first of these rows. The new default was left over by the study [default](default.md), whose "
-        "linear models, n-grams and small layered networks chose it; only the networks here, which chose nothing, count for "
-        "the prediction about it."
-    ),
+    history=HISTORY,
     cells=cells,
     compute=compute,
     sections=sections,

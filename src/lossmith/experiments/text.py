@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lossmith.compare.store import Row
 from lossmith.experiments import drop_in
 from lossmith.experiments.analysis import mean_of
-from lossmith.experiments.drop_in import BASE, CHOSEN, RATES, Budget, Place
+from lossmith.experiments.drop_in import BASE, CHOSEN, HISTORY, RATES, Budget, Place
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
@@ -147,11 +147,7 @@ STUDY = Study(
             "The new default is at least cross-entropy on each model, within one standard error, and ahead in the mean.", _safe
         ),
     ),
-    history=(
-        "Committed before the first of these rows. The new default was left over by the study [default](default.md), whose "
-        "linear models, n-grams and small layered networks chose it; only the networks here, which chose nothing, count for "
-        "the prediction about it."
-    ),
+    history=HISTORY,
     cells=cells,
     compute=compute,
     sections=sections,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lossmith.compare.store import Row
 from lossmith.experiments import drop_in
 from lossmith.experiments.analysis import mean_of, signed, ties
-from lossmith.experiments.drop_in import BASE, CHOSEN, RATES, Budget, Place
+from lossmith.experiments.drop_in import BASE, CHOSEN, HISTORY, RATES, Budget, Place
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
@@ -146,11 +146,7 @@ STUDY = Study(
         Prediction("EXACT with its tricks ties with cross-entropy on the network: within half a point.", _exact),
         Prediction("For top-3 accuracy its own loss is ahead of the others.", _top),
     ),
-    history=(
-        "Committed before the first of these rows. The new default was left over by the study [default](default.md), whose "
-        "linear models, n-grams and small layered networks chose it; only the networks here, which chose nothing, count for "
-        "the prediction about it."
-    ),
+    history=HISTORY,
     cells=cells,
     compute=compute,
     sections=sections,
