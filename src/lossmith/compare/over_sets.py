@@ -276,7 +276,7 @@ def gain_table(found: Iterable[Gain]) -> list[tuple[str, ...]]:
             gain.method,
             str(gain.sets),
             str(gain.missing),
-            *(_signed(value) for value in (gain.mean, gain.trimmed, gain.median, gain.lowest, gain.highest)),
+            *(signed(value) for value in (gain.mean, gain.trimmed, gain.median, gain.lowest, gain.highest)),
             f"{gain.above:.0%}",
             f"{gain.below:.0%}",
             *(_bounded(value, 3) for value in (gain.p, gain.adjusted)),
@@ -397,7 +397,10 @@ def _package(name: str) -> Any:
         raise InputError(f"over_sets: expected the package {package}, found none; pip install 'lossmith[reproduce]'") from None
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """Points, to two digits, with the sign of print; "–" for nan."""
+    if math.isnan(value):
+        return "–"
     text = f"{value:+.2f}".replace("-", "−")
     return text[1:] if float(text[1:]) == 0 else text
 

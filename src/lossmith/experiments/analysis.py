@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from lossmith.compare.over_sets import signed
 from lossmith.compare.store import Row
 from lossmith.experiments.study import Outcome
 
@@ -42,14 +43,6 @@ class Mean(NamedTuple):
     def high(self) -> float:
         """Upper end of the interval."""
         return self.value + self.half
-
-
-def signed(value: float) -> str:
-    """Points, to two digits, with the sign of print; "–" for nan."""
-    if math.isnan(value):
-        return "–"
-    text = f"{value:+.2f}"
-    return "0.00" if float(text) == 0 else text.replace("-", "−")
 
 
 def mean_of(values: Iterable[float]) -> Mean:

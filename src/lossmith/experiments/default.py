@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lossmith.compare.over_sets import signed
 from lossmith.compare.store import Row
 from lossmith.experiments import drop_in
-from lossmith.experiments.analysis import Mean, all_of, exceeds, frame_of, mean_of, paired, signed, ties
+from lossmith.experiments.analysis import Mean, all_of, exceeds, frame_of, mean_of, paired, ties
 from lossmith.experiments.drop_in import BASE, REFERENCE, Budget, Place
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study

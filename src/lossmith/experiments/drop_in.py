@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from lossmith.compare.over_sets import signed
 from lossmith.compare.store import Row
 from lossmith.data import public
-from lossmith.experiments.analysis import mean_of, signed, standard_error
+from lossmith.experiments.analysis import mean_of, standard_error
 from lossmith.experiments.objectives import Objective, train
 from lossmith.experiments.study import Cell, Outcome, Section
 from lossmith.experiments.tasks import task

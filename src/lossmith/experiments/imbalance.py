@@ -17,12 +17,12 @@ from sklearn.model_selection import TunedThresholdClassifierCV
 from lossmith.compare import run
 from lossmith.compare.losses import described
 from lossmith.compare.methods import BASELINE, PATH, RULE, WEIGHTS
-from lossmith.compare.over_sets import GAIN_COLUMNS, ROPE, gain_table, gains
+from lossmith.compare.over_sets import GAIN_COLUMNS, ROPE, gain_table, gains, signed
 from lossmith.compare.plan import Cell as TableCell
 from lossmith.compare.plan import Plan
 from lossmith.compare.store import Row
 from lossmith.estimators import MetricClassifierCV
-from lossmith.experiments.analysis import all_of, exceeds, mean_of, scores_by_method, signed, ties
+from lossmith.experiments.analysis import all_of, exceeds, mean_of, scores_by_method, ties
 from lossmith.experiments.figures import ranking
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
 from lossmith.experiments.tasks import limited, tables_of

@@ -12,12 +12,13 @@ import pandas as pd
 
 from lossmith.compare import run
 from lossmith.compare.methods import BASELINE, PATH
+from lossmith.compare.over_sets import signed
 from lossmith.compare.plan import Cell as TableCell
 from lossmith.compare.plan import Plan
 from lossmith.compare.store import Row
 from lossmith.estimators import MetricClassifierCV
 from lossmith.experiments import drop_in
-from lossmith.experiments.analysis import exceeds, mean_of, signed
+from lossmith.experiments.analysis import exceeds, mean_of
 from lossmith.experiments.drop_in import BASE, CHOSEN, HISTORY, RATES, Budget, Place
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import Objective

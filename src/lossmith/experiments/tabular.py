@@ -16,13 +16,13 @@ from lossmith.compare.encode import Part, encode
 from lossmith.compare.losses import described
 from lossmith.compare.methods import BASELINE, CEILING, METHODS, PATH
 from lossmith.compare.metrics import evaluate
-from lossmith.compare.over_sets import GAIN_COLUMNS, ROPE, gain_table, gains, half
+from lossmith.compare.over_sets import GAIN_COLUMNS, ROPE, gain_table, gains, half, signed
 from lossmith.compare.plan import Cell as TableCell
 from lossmith.compare.plan import Plan
 from lossmith.compare.sgd import train_loss, train_with
 from lossmith.compare.store import Row
 from lossmith.estimators import MetricClassifier, MetricClassifierCV
-from lossmith.experiments.analysis import exceeds, frame_of, mean_of, scores_by_method, signed
+from lossmith.experiments.analysis import exceeds, frame_of, mean_of, scores_by_method
 from lossmith.experiments.figures import ranking
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
 from lossmith.experiments.tasks import limited, tables_of

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from lossmith.compare.over_sets import signed
 from lossmith.compare.store import Row
 from lossmith.experiments import drop_in
-from lossmith.experiments.analysis import mean_of, signed, ties
+from lossmith.experiments.analysis import mean_of, ties
 from lossmith.experiments.drop_in import BASE, CHOSEN, HISTORY, RATES, Budget, Place
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import Objective
