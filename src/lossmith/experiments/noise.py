@@ -19,7 +19,7 @@ from lossmith.compare.store import Row
 from lossmith.estimators import MetricClassifierCV
 from lossmith.experiments import drop_in
 from lossmith.experiments.analysis import exceeds, mean_of
-from lossmith.experiments.drop_in import BASE, CHOSEN, HISTORY, RATES, Budget, Place
+from lossmith.experiments.drop_in import BASE, CHOSEN, HISTORY, RATES, SIMPLER, Budget, Place
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study, derive
@@ -36,6 +36,7 @@ LOSSES = {
     EARLY: Objective(named="cross-entropy", early=True),
     "label smoothing 0.1": Objective(named="smoothing"),
     CHOSEN: Objective("gumbel", 0.9, scale=0.7),
+    SIMPLER: Objective("gumbel", 0.9),
     "Gumbel, scale 0.7, q = 0.8": Objective("gumbel", 0.8, scale=0.7),
     "Gumbel, scale 0.5, q = 0.8": Objective("gumbel", 0.8, scale=0.5),
     "Gumbel, scale 0.5, q = ½": Objective("gumbel", 0.5, scale=0.5),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lossmith.compare.store import Row
 from lossmith.experiments import drop_in
 from lossmith.experiments.analysis import mean_of
-from lossmith.experiments.drop_in import BASE, CHOSEN, HISTORY, RATES, Budget, Place
+from lossmith.experiments.drop_in import BASE, CHOSEN, HISTORY, RATES, SIMPLER, Budget, Place
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
@@ -41,6 +41,7 @@ LOSSES = {
     PROBIT: Objective("normal", 1.0),
     TRICKS: Objective("normal", 0.0, tricks=True),
     CHOSEN: Objective("gumbel", 0.9, scale=0.7),
+    SIMPLER: Objective("gumbel", 0.9),
     "Gumbel, scale 0.7, q = 0.8": Objective("gumbel", 0.8, scale=0.7),
     "Gumbel, scale 0.5, q = 0.8": Objective("gumbel", 0.8, scale=0.5),
     "Gumbel, q = ½, after cross-entropy": Objective("gumbel", 0.5, after=True),

@@ -11,7 +11,7 @@ from lossmith.compare.over_sets import signed
 from lossmith.compare.store import Row
 from lossmith.experiments import drop_in
 from lossmith.experiments.analysis import mean_of, ties
-from lossmith.experiments.drop_in import BASE, CHOSEN, HISTORY, RATES, Budget, Place
+from lossmith.experiments.drop_in import BASE, CHOSEN, HISTORY, RATES, SIMPLER, Budget, Place
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
@@ -33,6 +33,7 @@ LOSSES = {
     "PolyLoss": Objective(named="polyloss"),
     "probit: the default so far": Objective("normal", 1.0, scale=1.0),
     CHOSEN: Objective("gumbel", 0.9, scale=0.7),
+    SIMPLER: Objective("gumbel", 0.9),
     "Gumbel, scale 0.7, q = 0.8": Objective("gumbel", 0.8, scale=0.7),
     "Gumbel, scale 0.5, q = 0.8": Objective("gumbel", 0.8, scale=0.5),
     ZERO: Objective("gumbel", 0.0),
