@@ -19,7 +19,7 @@ from lossmith.compare.store import Row
 from lossmith.estimators import MetricClassifierCV
 from lossmith.experiments import drop_in
 from lossmith.experiments.analysis import exceeds, mean_of
-from lossmith.experiments.drop_in import BASE, CHOSEN, HISTORY, RATES, SIMPLER, Budget, Place
+from lossmith.experiments.drop_in import BASE, CANDIDATE, HISTORY, RATES, SIMPLER, Budget, Place
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study, derive
@@ -35,7 +35,7 @@ LOSSES = {
     BASE: Objective(named="cross-entropy"),
     EARLY: Objective(named="cross-entropy", early=True),
     "label smoothing 0.1": Objective(named="smoothing"),
-    CHOSEN: Objective("gumbel", 0.9, scale=0.7),
+    CANDIDATE: Objective("gumbel", 0.9, scale=0.7),
     SIMPLER: Objective("gumbel", 0.9),
     "Gumbel, scale 0.7, q = 0.8": Objective("gumbel", 0.8, scale=0.7),
     "Gumbel, scale 0.5, q = 0.8": Objective("gumbel", 0.8, scale=0.5),
@@ -137,7 +137,7 @@ def _gain(rows: Sequence[Row], loss: str, words: str) -> Any:
 
 
 def _forty(rows: Sequence[Row]) -> Outcome:
-    found = _gain(rows, CHOSEN, "symmetric 40")
+    found = _gain(rows, SIMPLER, "symmetric 40")
     held = bool((found >= 3).all()) if len(found) else None
     return Outcome(held, "; ".join(f"{name} {signed(gain)}" for name, gain in found.items()))
 
@@ -152,9 +152,9 @@ def _grows(rows: Sequence[Row]) -> Outcome:
 
 
 def _early(rows: Sequence[Row]) -> Outcome:
-    network = [float(_gain(rows, loss, "cnn, symmetric 40").mean()) for loss in (EARLY, CHOSEN)]
+    network = [float(_gain(rows, loss, "cnn, symmetric 40").mean()) for loss in (EARLY, SIMPLER)]
     held = None if math.isnan(sum(network)) else network[0] > network[1]
-    return Outcome(held, f"stopped early {signed(network[0])}, {CHOSEN} {signed(network[1])}")
+    return Outcome(held, f"stopped early {signed(network[0])}, {SIMPLER} {signed(network[1])}")
 
 
 def _tables(rows: Sequence[Row]) -> Outcome:
@@ -183,7 +183,10 @@ STUDY = Study(
     ),
     sets=("fashion-mnist", "keel"),
     predictions=(
-        Prediction("At 40 % symmetric noise the new default is at least three points ahead of cross-entropy.", _forty),
+        Prediction(
+            "At 40 % symmetric noise the new default, “Gumbel, q = 0.9”, is at least three points ahead of cross-entropy.",
+            _forty,
+        ),
         Prediction("The gain of q = 0.3 grows with the noise.", _grows),
         Prediction("For the network, early stopping is worth more than the new default.", _early),
         Prediction("On tables with 40 % wrong labels the path is ahead of likelihood.", _tables),

@@ -21,7 +21,7 @@ from lossmith.training import TrainingConfig
 
 # Scales at which the noises have the variance of Gumbel noise at scale 1, π²/6: the temperature of softmax.
 MATCHED = {"gumbel": 1.0, "normal": math.pi / math.sqrt(6), "logistic": 1 / math.sqrt(2)}
-MARGIN = 5.0  # of the paper's tricks, on scores of variance 1
+MARGIN = 5.0  # of the paper's tricks, on scores of variance 1, unless said otherwise
 ANNEAL = (10.0, 1.0)  # of their scale: the range that the paper's runs on images use
 TOP = 3
 
@@ -36,6 +36,7 @@ class Objective:
         after: whether the first half of the epochs is cross-entropy's.
         scale: other than the matched one.
         named: a loss of the catalogue, or "smoothing", "top-3", instead.
+        margin: of the tricks.
         early: whether the weights of the epoch that is best on a tenth of the training rows, held out, are kept.
     """
 
@@ -46,6 +47,7 @@ class Objective:
     after: bool = False
     scale: float | None = None
     named: str | None = None
+    margin: float = MARGIN
     early: bool = False
 
     @property
@@ -62,7 +64,7 @@ class Objective:
         if self.named is not None:
             grid = CANDIDATES[self.named].grid
             return CANDIDATES[self.named].build(classes, {name: values[0] for name, values in grid.items()})
-        options: dict[str, Any] = {"margin": MARGIN, "standardize": True} if self.tricks else {}
+        options: dict[str, Any] = {"margin": self.margin, "standardize": True} if self.tricks else {}
         return AccuracyLoss(self.noise, self._scale, self.q, self.over, **options)  # type: ignore[arg-type]
 
     @property
