@@ -127,7 +127,7 @@ def test_scores_that_are_not_finite_may_give_nan(noise: str, options: dict[str, 
     refusing(right, target).backward()
     passing(found, target).backward()
     assert torch.equal(refusing(right, target), passing(found, target))
-    assert torch.equal(right.grad[:2], found.grad[:2])
+    torch.testing.assert_close(found.grad[:2], right.grad[:2], rtol=1e-13, atol=1e-15)
     for value in (torch.nan, torch.inf):
         bad = scores.clone()
         bad[1, 3] = value

@@ -59,7 +59,7 @@ CANDIDATES: dict[str, Candidate] = {
         "softmax cross-entropy",
         "#1f4e79",
         lambda classes, s: nn.CrossEntropyLoss(),
-        lambda: AccuracyLoss("gumbel", reduction="none"),
+        lambda: AccuracyLoss("gumbel", q=1, reduction="none"),
     ),
     "hinge": Candidate(
         "hinge over the strongest rival",
@@ -106,10 +106,10 @@ CANDIDATES: dict[str, Candidate] = {
         normalize_gradients=True,
     ),
     "probit": Candidate(
-        "AccuracyLoss() as it comes: normal noise, q = 1",
+        "multinomial probit: normal noise, q = 1",
         "#2e8b57",
-        lambda classes, s: AccuracyLoss(),
-        lambda: AccuracyLoss("normal", reduction="none"),
+        lambda classes, s: AccuracyLoss("normal", q=1),
+        lambda: AccuracyLoss("normal", q=1, reduction="none"),
     ),
     "smooth-accuracy": Candidate(
         "1 − mean softmax: Gumbel noise, q = 0",

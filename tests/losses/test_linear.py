@@ -25,7 +25,7 @@ def arguments(dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (ROWS
     return [*leaves, torch.tensor(0.7, dtype=torch.float64, requires_grad=True)], target
 
 
-def loss_of(x: Tensor, w: Tensor, target: Tensor, b: Tensor | None = None, noise: Any = "normal", **dials: Any) -> Tensor:
+def loss_of(x: Tensor, w: Tensor, target: Tensor, b: Tensor | None = None, noise: Any = "gumbel", **dials: Any) -> Tensor:
     """The loss with that weight and bias for its layer's."""
     loss = LinearAccuracyLoss(WIDTH, CLASSES, b is not None, noise=noise, **dials)
     layer = {"linear.weight": w} | ({} if b is None else {"linear.bias": b})
@@ -65,7 +65,7 @@ def test_is_the_loss_of_the_scores(
 def test_gumbel_is_torchs_linear_cross_entropy(weight: Tensor | None, reduction: Any) -> None:
     (x, w, b, _), target = arguments(torch.float64)
     expected = linear_cross_entropy(x, w, target, linear_bias=b, weight=weight, reduction=reduction)
-    loss = loss_of(x, w, target, b, "gumbel", weight=weight, reduction=reduction, batch_chunk_size=4)
+    loss = loss_of(x, w, target, b, q=1.0, weight=weight, reduction=reduction, batch_chunk_size=4)
     assert_same(outcome(loss, [x, w, b]), outcome(expected, [x, w, b]), 1e-12)
 
 

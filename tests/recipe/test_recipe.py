@@ -73,11 +73,11 @@ KNOWN: dict[str, tuple[Loss, float, float | None, tuple[str, float, float] | Non
     "softsign": (of_lead(lambda t: (1 - F.softsign(t)) / 2), 0.5, 1.0, None, "bounded", 1.0),
     "normal, q = 0": (AccuracyLoss("normal", q=0.0), 0.5, 1.0, ("normal", 1, 1), "bounded", 1.0),
     "normal, q = ½": (AccuracyLoss("normal", q=0.5), 2 - 2**0.5, 2.0, ("normal", 1, 1), "bounded", 2.0),
-    "normal, q = 1": (AccuracyLoss("normal", scale=3.0), LOG2, None, ("normal", 3, 1), "quadratic", None),
+    "normal, q = 1": (AccuracyLoss("normal", scale=3.0, q=1.0), LOG2, None, ("normal", 3, 1), "quadratic", None),
     "normal, q = 2": (AccuracyLoss("normal", q=2.0), 1.0, None, ("normal", 1, 1), "exponential", None),
     "gumbel, q = 0": (AccuracyLoss("gumbel", q=0.0), 0.5, 1.0, ("gumbel", 1, 1), "bounded", 1.0),
     "gumbel, q = ½": (AccuracyLoss("gumbel", q=0.5), 2 - 2**0.5, 2.0, ("gumbel", 1, 1), "bounded", 2.0),
-    "gumbel, q = 1": (AccuracyLoss("gumbel"), LOG2, None, ("gumbel", 1, 1), "linear", None),
+    "gumbel, q = 1": (AccuracyLoss("gumbel", q=1.0), LOG2, None, ("gumbel", 1, 1), "linear", None),
     "gumbel, q = 2": (AccuracyLoss("gumbel", q=2.0), 1.0, None, ("gumbel", 1, 1), "exponential", None),
     "exponential noise": (AccuracyLoss("exponential", q=1.0), LOG2, None, ("exponential", 1, 1), "linear", None),
 }
@@ -109,7 +109,7 @@ def test_what_is_known_of_a_loss_is_found(name: str) -> None:
 
 
 def test_the_curve_is_the_loss() -> None:
-    report = check_recipe(AccuracyLoss())
+    report = check_recipe(AccuracyLoss("normal", q=1.0))
     # Two classes, normal noise: p = Φ(t/√2), so L = −log Φ(t/√2) and dL/dt = −φ(t/√2)/(√2 Φ(t/√2)).
     x = report.leads / math.sqrt(2)
     np.testing.assert_allclose(report.values, -norm.logcdf(x), rtol=1e-9, atol=1e-300)
@@ -142,8 +142,9 @@ def test_kinks_and_jumps_are_told_apart_and_bends_are_neither() -> None:
 def test_underflow_is_not_flatness() -> None:
     assert check_recipe(F.cross_entropy).flat_from is None
     assert check_recipe(one_minus_softmax).flat_from is None  # its slope is rounded to 0 from 37 on
-    assert check_recipe(AccuracyLoss()).flat_from is None
-    assert check_recipe(AccuracyLoss(margin=2.0)).flat_from == pytest.approx(2, rel=1e-6)
+    assert check_recipe(AccuracyLoss("normal", q=1.0)).flat_from is None
+    for noise in ("normal", "gumbel"):
+        assert check_recipe(AccuracyLoss(noise, margin=2.0)).flat_from == pytest.approx(2, rel=1e-6)
     assert known("perceptron").flat_from == 0
 
 

@@ -351,8 +351,8 @@ RECIPE = TrainingConfig(epochs=15, batch_size=16)
     ("loss", "recipe"),
     [
         (AccuracyLoss(), RECIPE),
-        (AccuracyLoss("gumbel"), RECIPE),
-        (AccuracyLoss(q=0.0, standardize=True), TrainingConfig(15, 16, scale=(10.0, 0.1), normalize_gradients=True)),
+        (AccuracyLoss("normal", q=1.0), RECIPE),
+        (AccuracyLoss("normal", q=0.0, standardize=True), TrainingConfig(15, 16, scale=(10.0, 0.1), normalize_gradients=True)),
         (AccuracyLoss(over="batch"), TrainingConfig(15, 16, weight_decay=1e-3)),
         (HingeLoss(), RECIPE),
     ],

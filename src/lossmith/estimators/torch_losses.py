@@ -82,7 +82,7 @@ def torch_loss(
     if isinstance(found, TopKAccuracy):
         return MeanLoss(TopKAccuracyLoss(found.k, reduction="none", **dials), False)
     if isinstance(found, LogLoss):
-        return MeanLoss(AccuracyLoss("gumbel", reduction="none", process_group=process_group), False)
+        return MeanLoss(AccuracyLoss("gumbel", q=1.0, reduction="none", process_group=process_group), False)
     if isinstance(found, Cost):
         return MeanLoss(CostLoss(torch.from_numpy(found.cost), reduction="none", **dials), False)
     if isinstance(found, Counted):

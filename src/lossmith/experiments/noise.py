@@ -19,7 +19,7 @@ from lossmith.compare.store import Row
 from lossmith.estimators import MetricClassifierCV
 from lossmith.experiments import drop_in
 from lossmith.experiments.analysis import exceeds, mean_of
-from lossmith.experiments.drop_in import BASE, CANDIDATE, HISTORY, RATES, SIMPLER, Budget, Place
+from lossmith.experiments.drop_in import BASE, CANDIDATE, DEFAULT, HISTORY, RATES, Budget, Place
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study, derive
@@ -36,7 +36,7 @@ LOSSES = {
     EARLY: Objective(named="cross-entropy", early=True),
     "label smoothing 0.1": Objective(named="smoothing"),
     CANDIDATE: Objective("gumbel", 0.9, scale=0.7),
-    SIMPLER: Objective("gumbel", 0.9),
+    DEFAULT: Objective("gumbel", 0.9),
     "Gumbel, scale 0.7, q = 0.8": Objective("gumbel", 0.8, scale=0.7),
     "Gumbel, scale 0.5, q = 0.8": Objective("gumbel", 0.8, scale=0.5),
     "Gumbel, scale 0.5, q = ½": Objective("gumbel", 0.5, scale=0.5),
@@ -119,6 +119,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         fitted = drop_in.values(images, LOSSES, "training").groupby("task")[BASE].mean()
         lines = [(p.name, f"{absolute[p.name]:.2f}", f"{fitted[p.name]:.2f}") for p in PLACES if p.name in absolute]
         text = "Test accuracy on clean labels, and accuracy on the training rows with their wrong ones, in percent."
+        found.append(drop_in.failed_section(images, LOSSES))
         found.append(drop_in.rate_section(rows, LOSSES, PLACES, RATES))
         found.append(Section("Cross-entropy itself", text, ("task", "test", "training"), lines))
     gains = table_gains(rows)
@@ -137,7 +138,7 @@ def _gain(rows: Sequence[Row], loss: str, words: str) -> Any:
 
 
 def _forty(rows: Sequence[Row]) -> Outcome:
-    found = _gain(rows, SIMPLER, "symmetric 40")
+    found = _gain(rows, DEFAULT, "symmetric 40")
     held = bool((found >= 3).all()) if len(found) else None
     return Outcome(held, "; ".join(f"{name} {signed(gain)}" for name, gain in found.items()))
 
@@ -152,9 +153,9 @@ def _grows(rows: Sequence[Row]) -> Outcome:
 
 
 def _early(rows: Sequence[Row]) -> Outcome:
-    network = [float(_gain(rows, loss, "cnn, symmetric 40").mean()) for loss in (EARLY, SIMPLER)]
+    network = [float(_gain(rows, loss, "cnn, symmetric 40").mean()) for loss in (EARLY, DEFAULT)]
     held = None if math.isnan(sum(network)) else network[0] > network[1]
-    return Outcome(held, f"stopped early {signed(network[0])}, {SIMPLER} {signed(network[1])}")
+    return Outcome(held, f"stopped early {signed(network[0])}, {DEFAULT} {signed(network[1])}")
 
 
 def _tables(rows: Sequence[Row]) -> Outcome:

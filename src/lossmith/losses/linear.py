@@ -22,8 +22,8 @@ class LinearAccuracyLoss(MetricLoss):
     r"""The last layer of a network, and the ``AccuracyLoss`` of its scores, which are never held all at once.
 
     For many classes the scores (N, C) and their gradient are what fills the memory. Here chunks of rows are multiplied, made a
-    loss of, differentiated and forgotten. It takes the place of ``torch.nn.LinearCrossEntropyLoss``; with noise="gumbel" it has
-    the same value.
+    loss of, differentiated and forgotten. It takes the place of ``torch.nn.LinearCrossEntropyLoss``; with noise="gumbel" and
+    q=1 it has the same value.
 
     Args:
         in_features: d, the size of a sample.
@@ -75,9 +75,9 @@ class LinearAccuracyLoss(MetricLoss):
         num_classes: int,
         bias: bool = True,
         *,
-        noise: str | Noise = "normal",
+        noise: str | Noise = "gumbel",
         scale: float | Tensor = 1.0,
-        q: float = 1.0,
+        q: float = 0.9,
         over: Over = "sample",
         margin: float | None = None,
         weight: Tensor | None = None,

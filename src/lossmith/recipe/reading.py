@@ -63,17 +63,19 @@ def _pin(probe: Probe, leads: Array, suspects: Iterable[Any], which: int) -> tup
 
 
 def flat_from(probe: Probe, leads: Array, slopes: Array) -> float | None:
-    """Lead beyond which the slope is exactly 0, or None; a slope that has merely underflowed is not flat."""
-    if slopes[-1] != 0:
+    """Lead beyond which the slope is 0 but for rounding, or None; one that falls to 0 by and by is not flat."""
+    steepest = float(np.nanmax(np.abs(slopes[leads > 0])))
+    rounding = 4 * np.finfo(np.float64).eps * steepest
+    if not abs(slopes[-1]) <= rounding:
         return None
-    moving = np.flatnonzero(slopes != 0)
+    moving = np.flatnonzero(~(np.abs(slopes) <= rounding))
     if not len(moving) or leads[moving[-1]] <= 0:
         return 0.0
     low, high = float(leads[moving[-1]]), float(leads[moving[-1] + 1])
     while high - low > 1e-7 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if probe(middle)[1] != 0 else (low, middle)
-    return high if abs(probe(low * 0.999)[1]) > 1e-9 * np.nanmax(np.abs(slopes[leads > 0])) else None
+        low, high = (middle, high) if not abs(probe(middle)[1]) <= rounding else (low, middle)
+    return high if abs(probe(low * 0.999)[1]) > 1e-9 * steepest else None
 
 
 def rises_from(leads: Array, values: Array) -> float | None:

@@ -165,7 +165,7 @@ def test_a_solver_reaches_a_tolerance_that_float32_cannot() -> None:
     x = torch.randn(120, 4, generator=generator, dtype=torch.float64)
     y = (x @ torch.randn(4, 3, generator=generator, dtype=torch.float64) + x.new_tensor([0.0, 1.0, 0.5])).argmax(-1)
     y[:20] = torch.arange(20) % 3
-    loss = AccuracyLoss("normal")
+    loss = AccuracyLoss("normal", q=1.0)
 
     def objective(w: object) -> tuple[float, object]:
         weight = torch.tensor(w, dtype=torch.float64, requires_grad=True)
