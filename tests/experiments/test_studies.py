@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lossmith import AccuracyLoss
 from lossmith.compare.methods import BASELINE, PATH
 from lossmith.data import keel, public
 from lossmith.experiments import analysis, default, drop_in, imbalance, noise, page, tabular
@@ -254,6 +255,7 @@ def test_cross_entropy_is_among_the_losses_of_every_drop_in() -> None:
     for name in ("vision", "text", "noise"):
         module = __import__(f"lossmith.experiments.{name}", fromlist=["LOSSES"])
         assert module.LOSSES[drop_in.BASE].named == "cross-entropy"
-        assert module.CHOSEN in module.LOSSES
+        assert drop_in.CANDIDATE in module.LOSSES
+        assert repr(module.LOSSES[drop_in.DEFAULT].loss(2)) == repr(AccuracyLoss())
         assert len(set(module.LOSSES.values())) == len(module.LOSSES)
     assert default.DROP_INS[drop_in.BASE] == Objective()
