@@ -33,7 +33,7 @@ HISTORY = (  # of the studies that decide about the new default
     "the networks' tasks of images and texts. With five seeds that was the candidate, by one of eight tasks against three, and "
     "all within noise; so ten more seeds of both and of cross-entropy were added. With fifteen it is its rival, by one "
     "against two. “Gumbel, q = 0.9” became the default: it is also the one under which q = 1 stays cross-entropy. "
-    "Cross-entropy with EXACT's tricks, and for images EXACT as published, were added last."
+    "Cross-entropy with EXACT's tricks, and EXACT at the margin that its paper found for images, were added last."
 )
 CANDIDATE = "Gumbel, scale 0.7, q = 0.9"  # of the study "default"
 DEFAULT = "Gumbel, q = 0.9"  # its rival, which ``AccuracyLoss()`` is now

@@ -27,6 +27,7 @@ EXACT_P_AFTER, OUTSIDE_AFTER = "E[p], normal noise, after cross-entropy", "−lo
 SOFT_P, SOFT_P_AFTER = "E[p], softmax, from scratch", "E[p], softmax, after cross-entropy"
 PROBIT = "E[−log p], normal noise (probit)"
 TRICKS, CONTROL = "EXACT with its tricks", "cross-entropy with EXACT's tricks"
+TIGHT, ITS_CONTROL = "EXACT with its tricks, margin ½", "cross-entropy with EXACT's tricks, margin ½"
 LOSSES = {
     BASE: Objective(named="cross-entropy"),
     "cross-entropy after cross-entropy": Objective(after=True),
@@ -41,13 +42,15 @@ LOSSES = {
     PROBIT: Objective("normal", 1.0),
     TRICKS: Objective("normal", 0.0, tricks=True),
     CONTROL: Objective(tricks=True),
+    TIGHT: Objective("normal", 0.0, tricks=True, margin=0.5),
+    ITS_CONTROL: Objective(tricks=True, margin=0.5),
     CANDIDATE: Objective("gumbel", 0.9, scale=0.7),
     DEFAULT: Objective("gumbel", 0.9),
     "Gumbel, scale 0.7, q = 0.8": Objective("gumbel", 0.8, scale=0.7),
     "Gumbel, scale 0.5, q = 0.8": Objective("gumbel", 0.8, scale=0.5),
     "Gumbel, q = ½, after cross-entropy": Objective("gumbel", 0.5, after=True),
 }
-OWN_RATE = (SOFT_P, EXACT_P, OUTSIDE, TRICKS, CONTROL)  # cross-entropy's rate would be a handicap
+OWN_RATE = (SOFT_P, EXACT_P, OUTSIDE, TRICKS, CONTROL, TIGHT, ITS_CONTROL)  # cross-entropy's rate would be a handicap
 BUDGETS = {
     "quick": dict.fromkeys(("ngrams", "textcnn", "transformer"), Budget(1500, 2, 1)),
     "full": dict.fromkeys(("ngrams", "textcnn", "transformer"), Budget(10_000, 6, 5)),
