@@ -50,7 +50,7 @@ def _no_row_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("noise", "classes", "rank"),
     [
-        pytest.param(noise, *size, marks=pytest.mark.slow if noise != "normal" and size in LARGE else ())
+        pytest.param(noise, *size, marks=pytest.mark.slow if size in LARGE else ())
         for noise, size in itertools.product(["normal", "logistic", "gumbel"], SIZES)
     ],
 )
