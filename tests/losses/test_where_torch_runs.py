@@ -95,8 +95,8 @@ def test_grad_scaler() -> None:
     layer, scaler = nn.Linear(CLASSES, CLASSES), torch.amp.GradScaler("cpu")
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     with torch.autocast("cpu", torch.float16):
-        loss = AccuracyLoss()(layer(scores.float()), target)
-        plain = AccuracyLoss()(nn.functional.linear(scores.float(), layer.weight, layer.bias), target)
+        loss = AccuracyLoss("normal", q=1.0)(layer(scores.float()), target)
+        plain = AccuracyLoss("normal", q=1.0)(nn.functional.linear(scores.float(), layer.weight, layer.bias), target)
     expected = gradient(plain, layer.weight)
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
@@ -109,7 +109,7 @@ def test_grad_scaler() -> None:
     assert scaler.get_scale() == 65536
     optimizer.zero_grad()
     with torch.autocast("cpu", torch.float16):
-        loss = AccuracyLoss()(layer(scores.float()), target)
+        loss = AccuracyLoss("normal", q=1.0)(layer(scores.float()), target)
     scaler.scale(loss * torch.inf).backward()
     before = layer.weight.detach().clone()
     scaler.step(optimizer)
@@ -153,11 +153,11 @@ def slopes_of(call: Any, scale: Tensor, scores: Tensor, target: Tensor) -> tuple
 def test_compiled_under_autocast() -> None:
     torch._dynamo.reset()
     scores, target = batch(LOSSES[0])
-    compiled = torch.compile(AccuracyLoss(), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(AccuracyLoss("normal", q=1.0), fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16):
         found = compiled(scores.bfloat16(), target)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, AccuracyLoss()(scores.bfloat16().float(), target))
+    torch.testing.assert_close(found, AccuracyLoss("normal", q=1.0)(scores.bfloat16().float(), target))
 
 
 # torch.func

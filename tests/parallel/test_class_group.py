@@ -256,10 +256,15 @@ def test_the_dials_of_the_loss(ranks: Ranks, reduction: Any) -> None:
     scores, target = scores.view(2, 3, 11).movedim(-1, 1).contiguous(), target.view(2, 3)
     target[0, 1] = -100
     weight = torch.linspace(0, 2, 11, dtype=torch.float64)
-    dials: list[dict[str, Any]] = [{}, {"noise": "normal", "q": 1.0}, {"noise": "normal", "q": 0.0, "weight": weight}]
-    dials += [{"noise": "normal", "weight": weight, "margin": 1.0}]
+    dials: list[dict[str, Any]] = [{}, {"q": 1.0}, {"noise": "normal", "q": 1.0}]
+    dials += [
+        {"noise": "normal", **each} for each in ({"q": 0.0, "weight": weight}, {"q": 1.0, "weight": weight, "margin": 1.0})
+    ]
     if reduction == "mean":
-        dials += [{"noise": noise, "over": "batch", "weight": weight} for noise in ("normal", "gumbel")]
+        dials += [
+            {"noise": "normal", "q": 0.0, "over": "batch"},
+            {"noise": "normal", "q": 1.0, "over": "batch", "weight": weight},
+        ]
     for options in dials:
         upstream = (
             torch.linspace(-1, 2, 6, dtype=torch.float64).view(2, 3) if reduction == "none" else torch.tensor(1.5).double()
@@ -276,7 +281,7 @@ def test_the_dials_of_the_loss(ranks: Ranks, reduction: Any) -> None:
 def train(group: Any, features: Tensor, target: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
     """Three steps of a last layer whose rows lie on the ranks; the weights of this rank."""
     mine = torch.nn.Parameter(shard(group, weight, sizes, 0).detach())
-    criterion = AccuracyLoss("normal", class_group=group)
+    criterion = AccuracyLoss("normal", q=1.0, class_group=group)
     for _ in range(3):
         mine.grad = None
         criterion(features @ mine.T, target).backward()
@@ -291,7 +296,7 @@ def test_a_tensor_parallel_head_learns_what_a_whole_one_does(ranks: Ranks) -> No
     target = torch.randint(0, 11, (32,), generator=made)
     whole = weight.clone().requires_grad_()
     for _ in range(3):
-        (grad,) = torch.autograd.grad(AccuracyLoss("normal")(features @ whole.T, target), whole)
+        (grad,) = torch.autograd.grad(AccuracyLoss("normal", q=1.0)(features @ whole.T, target), whole)
         whole.data -= 0.5 * grad
     found = torch.cat(ranks(WORLD, train, features, target, weight, [1, 6, 2, 2]))
     torch.testing.assert_close(found, whole.detach(), rtol=1e-5, atol=1e-6)

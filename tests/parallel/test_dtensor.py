@@ -34,11 +34,11 @@ def positives(scores: Tensor, target: Tensor) -> Tensor:
 
 
 CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mean": lossmith.AccuracyLoss("normal"),
-    "margin": lossmith.AccuracyLoss("normal", margin=1.0, reduction="sum"),
+    "mean": lossmith.AccuracyLoss("normal", q=1.0),
+    "margin": lossmith.AccuracyLoss("normal", q=1.0, margin=1.0, reduction="sum"),
     "gumbel": lossmith.AccuracyLoss("gumbel"),
     "laplace": lossmith.AccuracyLoss("laplace", q=0.5, reduction="none"),
-    "batch": lossmith.AccuracyLoss("normal", over="batch"),
+    "batch": lossmith.AccuracyLoss("normal", q=1.0, over="batch"),
     "log_prob": lambda z, y: argmax_log_prob(z, y, ignore_index=-100),
     "log_probs": lambda z, y: argmax_log_probs(z),
     "topk": lambda z, y: topk_log_prob(z, y.clamp_min(0), 2),
@@ -94,7 +94,7 @@ def with_a_scale(group: Any) -> Tensor:
     mesh = init_device_mesh("cpu", (2,))
     scale = nn.Parameter(torch.tensor([0.7]))
     scores, target = (distribute_tensor(x, mesh, [Shard(0)]) for x in batch())
-    loss: Any = lossmith.AccuracyLoss("normal", scale=scale)(scores, target)
+    loss: Any = lossmith.AccuracyLoss("normal", q=1.0, scale=scale)(scores, target)
     loss.backward()
     assert scale.grad is not None
     return scale.grad
@@ -102,7 +102,7 @@ def with_a_scale(group: Any) -> Tensor:
 
 def test_a_plain_scale_gets_the_gradient_of_the_whole_batch(ranks: Ranks) -> None:
     scale = nn.Parameter(torch.tensor([0.7]))
-    lossmith.AccuracyLoss("normal", scale=scale)(*batch()).backward()
+    lossmith.AccuracyLoss("normal", q=1.0, scale=scale)(*batch()).backward()
     assert scale.grad is not None
     for grad in ranks(BOTH, with_a_scale):
         torch.testing.assert_close(grad, scale.grad)
@@ -128,7 +128,9 @@ def sharded_over_classes(group: Any) -> None:
 
     mesh = init_device_mesh("cpu", (2,))
     scores, target = batch()
-    lossmith.AccuracyLoss("normal")(distribute_tensor(scores, mesh, [Shard(1)]), distribute_tensor(target, mesh, [Replicate()]))
+    lossmith.AccuracyLoss("normal", q=1.0)(
+        distribute_tensor(scores, mesh, [Shard(1)]), distribute_tensor(target, mesh, [Replicate()])
+    )
 
 
 def test_classes_sharded_over_ranks_are_refused_in_one_line(ranks: Ranks) -> None:

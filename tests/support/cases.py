@@ -58,16 +58,18 @@ def g_mean(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
 WEIGHT = torch.tensor([1.0, 0.5, 2.0, 0.25], dtype=torch.float64)
 COST = torch.tensor([[0, 1, 2, 5], [3, -1, 1, 1], [1, 1, 0, 4], [2, 7, 1, 0]], dtype=torch.float64)
 BATCH: dict[str, Any] = {"over": "batch", "weight": WEIGHT}
+PROBIT: dict[str, Any] = {"noise": "normal", "q": 1.0}
 LOSSES = [
+    Case("AccuracyLoss", PROBIT),
+    Case("AccuracyLoss", {"q": 1.0, "reduction": "sum", "weight": WEIGHT}),
+    Case("AccuracyLoss", {"noise": "normal", "q": 2.0, "weight": WEIGHT, "label_smoothing": 0.1}),
+    Case("AccuracyLoss", {**PROBIT, **BATCH}),
+    Case("AccuracyLoss", {**PROBIT, "standardize": True}),
+    Case("AccuracyLoss", {**PROBIT, "over": "batch", "scale": 0.01}),  # each rank's mean lies below the smallest number
     Case("AccuracyLoss"),
-    Case("AccuracyLoss", {"noise": "gumbel", "reduction": "sum", "weight": WEIGHT}),
-    Case("AccuracyLoss", {"q": 2.0, "weight": WEIGHT, "label_smoothing": 0.1}),
-    Case("AccuracyLoss", BATCH),
-    Case("AccuracyLoss", {"standardize": True}),
-    Case("AccuracyLoss", {"over": "batch", "scale": 0.01}),  # each rank's mean lies below the smallest number
-    Case("BalancedAccuracyLoss", {"noise": "gumbel"}),
-    Case("BalancedAccuracyLoss", {"reduction": "sum"}),
-    Case("BalancedAccuracyLoss", {**BATCH, "noise": "gumbel", "label_smoothing": 0.1}),
+    Case("BalancedAccuracyLoss", {"q": 1.0}),
+    Case("BalancedAccuracyLoss", {**PROBIT, "reduction": "sum"}),
+    Case("BalancedAccuracyLoss", {**BATCH, "q": 1.0, "label_smoothing": 0.1}),
     Case("TopKAccuracyLoss", {"k": 2}),
     Case("TopKAccuracyLoss", {"k": 2, **BATCH}),
     Case("CostLoss", {"cost": COST}),

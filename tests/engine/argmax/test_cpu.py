@@ -186,7 +186,7 @@ def test_images_with_channels_last_give_the_same_bits() -> None:
     assert other.stride() != scores.stride()
     found = []
     for leaf in (scores.requires_grad_(), other.requires_grad_()):
-        value = AccuracyLoss("normal")(leaf, target)
+        value = AccuracyLoss("normal", q=1.0)(leaf, target)
         assert lossmith.last_kernel() == "cpu"
         value.backward()
         found.append((value.detach(), leaf.grad))
@@ -247,10 +247,10 @@ def test_ignored_rows_may_hold_anything() -> None:
     target[1], target[3] = -100, -100
     scores[1], scores[3] = math.nan, -math.inf
     leaf = scores.clone().requires_grad_()
-    loss = AccuracyLoss("normal")(leaf, target)
+    loss = AccuracyLoss("normal", q=1.0)(leaf, target)
     loss.backward()
     keep = target != -100
-    torch.testing.assert_close(loss, AccuracyLoss("normal")(scores[keep], target[keep]))
+    torch.testing.assert_close(loss, AccuracyLoss("normal", q=1.0)(scores[keep], target[keep]))
     assert leaf.grad is not None
     assert (leaf.grad[~keep] == 0).all()
 
@@ -346,7 +346,7 @@ def test_compiled_in_one_graph_it_is_the_same() -> None:
     scores, target = scores_of(6, 9, 1.0)
     target[4] = -100
     scores[4] = math.nan
-    for loss in (AccuracyLoss("normal"), AccuracyLoss("normal", 0.7, 0.5, reduction="sum"), AccuracyLoss("laplace")):
+    for loss in (AccuracyLoss("normal", q=1.0), AccuracyLoss("normal", 0.7, 0.5, reduction="sum"), AccuracyLoss("laplace")):
         found = []
         for function in (loss, torch.compile(loss, fullgraph=True)):
             leaf = scores.clone().requires_grad_()
@@ -363,7 +363,7 @@ def test_compiled_with_the_reference_ignored_rows_are_left_alone() -> None:
     target[2], scores[2] = -100, math.nan
     leaf = scores.clone().requires_grad_()
     with lossmith.use_kernel("reference"):
-        torch.compile(AccuracyLoss("normal"), fullgraph=True)(leaf, target).backward()
+        torch.compile(AccuracyLoss("normal", q=1.0), fullgraph=True)(leaf, target).backward()
     assert leaf.grad is not None
     assert (leaf.grad[2] == 0).all()
     assert leaf.grad.isfinite().all()

@@ -201,10 +201,10 @@ def test_ignored_rows_may_hold_anything(rows: int) -> None:
     scores[0], scores[2] = math.nan, -math.inf
     leaf = scores.to(DEVICE).requires_grad_()
     with lossmith.use_kernel("cuda"):
-        loss = AccuracyLoss("normal")(leaf, target.to(DEVICE))
+        loss = AccuracyLoss("normal", q=1.0)(leaf, target.to(DEVICE))
         loss.backward()
     keep = target != -100
-    torch.testing.assert_close(loss.cpu(), AccuracyLoss("normal")(scores[keep], target[keep]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss.cpu(), AccuracyLoss("normal", q=1.0)(scores[keep], target[keep]), rtol=1e-5, atol=1e-6)
     assert leaf.grad is not None
     assert (leaf.grad.cpu()[~keep] == 0).all()
     assert (leaf.grad.cpu()[keep] != 0).any()
@@ -344,7 +344,7 @@ def test_far_classes_as_on_the_cpu(large_tiles: None) -> None:
 @runs
 def test_losses_of_every_class(large_tiles: None) -> None:
     scores, target = scores_of(6, 5, 1.0)
-    for loss in (lossmith.FBetaLoss(1.0), AccuracyLoss("normal", label_smoothing=0.1)):
+    for loss in (lossmith.FBetaLoss(1.0), AccuracyLoss("normal", q=1.0, label_smoothing=0.1)):
         found = {}
         for name, device in (("cuda", DEVICE), ("cpu", "cpu")):
             leaf = scores.to(device).requires_grad_()

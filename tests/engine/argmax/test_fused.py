@@ -259,7 +259,7 @@ def test_a_kernel_that_fails_in_backward_leaves_its_work_to_plain_torch(noise: N
 def test_losses_of_all_classes_are_served() -> None:
     scores, target = scores_of(8, 12, 1.0), torch.arange(8)
     for loss in (
-        AccuracyLoss("normal", label_smoothing=0.1),
+        AccuracyLoss("normal", q=1.0, label_smoothing=0.1),
         lossmith.FBetaLoss(noise="normal"),
         lossmith.CostLoss(1 - torch.eye(12), noise="normal"),
     ):
@@ -293,7 +293,7 @@ def test_the_mean_and_the_sum_are_made_of_each_rows_loss(q: float, noise: str, d
 
 def test_a_gradient_asked_for_twice_is_the_same() -> None:
     leaf, target = scores_of(5, 4, 1.0).requires_grad_(), torch.arange(5) % 4
-    loss = AccuracyLoss("normal")(leaf, target)
+    loss = AccuracyLoss("normal", q=1.0)(leaf, target)
     (first,) = torch.autograd.grad(loss, leaf, retain_graph=True)
     kept = first.clone()
     loss.backward()
@@ -303,7 +303,7 @@ def test_a_gradient_asked_for_twice_is_the_same() -> None:
 
 def test_the_mean_over_no_row_is_zero_with_a_gradient_of_zero() -> None:
     leaf = scores_of(3, 4, 1.0).requires_grad_()
-    loss = AccuracyLoss("normal")(leaf, torch.full((3,), -100))
+    loss = AccuracyLoss("normal", q=1.0)(leaf, torch.full((3,), -100))
     loss.backward()
     assert loss.item() == 0
     assert leaf.grad is not None

@@ -20,7 +20,7 @@ def batch() -> tuple[Tensor, Tensor]:
 def test_fake_tensors_give_shapes() -> None:
     with FakeTensorMode():
         scores, target = torch.randn(64, 300, requires_grad=True), torch.zeros(64, dtype=torch.int64)
-        loss = lossmith.AccuracyLoss()(scores, target)
+        loss = lossmith.AccuracyLoss("normal", q=1.0)(scores, target)
         loss.backward()
     assert loss.shape == ()
     assert scores.grad is not None
@@ -41,8 +41,10 @@ class Named(Tensor):
 
 def test_a_subclass_with_memory_is_a_tensor() -> None:
     scores, target = batch()
-    found = lossmith.AccuracyLoss()(scores.as_subclass(Named), target)
-    torch.testing.assert_close(torch.Tensor(found.detach().as_subclass(Tensor)), lossmith.AccuracyLoss()(scores, target))
+    found = lossmith.AccuracyLoss("normal", q=1.0)(scores.as_subclass(Named), target)
+    torch.testing.assert_close(
+        torch.Tensor(found.detach().as_subclass(Tensor)), lossmith.AccuracyLoss("normal", q=1.0)(scores, target)
+    )
 
 
 @pytest.mark.parametrize(
