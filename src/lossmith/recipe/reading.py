@@ -66,15 +66,16 @@ def flat_from(probe: Probe, leads: Array, slopes: Array) -> float | None:
     """Lead beyond which the slope is 0 but for rounding, or None; one that falls to 0 by and by is not flat."""
     steepest = float(np.nanmax(np.abs(slopes[leads > 0])))
     rounding = 4 * np.finfo(np.float64).eps * steepest
-    if not abs(slopes[-1]) <= rounding:
+    flat = np.abs(slopes) <= rounding
+    if not flat[-1]:
         return None
-    moving = np.flatnonzero(~(np.abs(slopes) <= rounding))
+    moving = np.flatnonzero(~flat)
     if not len(moving) or leads[moving[-1]] <= 0:
         return 0.0
     low, high = float(leads[moving[-1]]), float(leads[moving[-1] + 1])
     while high - low > 1e-7 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if not abs(probe(middle)[1]) <= rounding else (low, middle)
+        low, high = (low, middle) if abs(probe(middle)[1]) <= rounding else (middle, high)
     return high if abs(probe(low * 0.999)[1]) > 1e-9 * steepest else None
 
 
