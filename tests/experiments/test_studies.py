@@ -66,7 +66,7 @@ def drop_in_rows(gains: dict[str, dict[str, list[float]]]) -> list[dict[str, Any
         for seed in range(3):
             for name, by_task in ({drop_in.BASE: {}} | gains).items():
                 gain = by_task.get(place.name, [0.0] * 3)[seed]
-                cell = drop_in.cell_of("drop-in", place, default.DROP_INS[name], 0.1, seed, budget)
+                cell = drop_in.cell_of("drop-in", place, default.LOSSES[name], 0.1, seed, budget)
                 rows.append({"cell": cell, "accuracy": 80 + gain, "diverged": False, **PROVENANCE})
     return rows
 
@@ -91,9 +91,9 @@ def test_within_a_standard_error_is_not_below() -> None:
     noisy = [-3.0, 2.0, 0.7]  # mean −0.1, standard error 1.5
     task, ahead = default.CONFIRMING[0].name, default.CONFIRMING[1].name
     rows = drop_in_rows({name: {task: noisy, ahead: [1.0, 1.0, 1.0]}})
-    assert drop_in.safe(drop_in.gains(rows, default.DROP_INS), name).held
+    assert drop_in.safe(default.DROP_INS.gains(rows), name).held
     rows = drop_in_rows({name: {task: [-0.1, -0.1, -0.1], ahead: [1.0, 1.0, 1.0]}})
-    assert not drop_in.safe(drop_in.gains(rows, default.DROP_INS), name).held
+    assert not drop_in.safe(default.DROP_INS.gains(rows), name).held
 
 
 def test_effects_are_paired_and_averaged_over_tasks() -> None:
@@ -177,7 +177,7 @@ def test_a_study_says_what_it_expects(name: str) -> None:
     assert study.name == name
     assert study.question.endswith("?")
     assert len(study.predictions) >= 4
-    assert study.compute.__module__ == f"lossmith.experiments.{name}"
+    assert study.cells.__module__ == f"lossmith.experiments.{name}"
 
 
 def fetched(monkeypatch: pytest.MonkeyPatch, tables: int = 8) -> None:
@@ -258,4 +258,4 @@ def test_cross_entropy_is_among_the_losses_of_every_drop_in() -> None:
         assert drop_in.CANDIDATE in module.LOSSES
         assert repr(module.LOSSES[drop_in.DEFAULT].loss(2)) == repr(AccuracyLoss())
         assert len(set(module.LOSSES.values())) == len(module.LOSSES)
-    assert default.DROP_INS[drop_in.BASE] == Objective()
+    assert default.LOSSES[drop_in.BASE] == Objective()

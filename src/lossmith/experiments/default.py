@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from lossmith.compare.over_sets import signed
 from lossmith.compare.store import Row
 from lossmith.experiments import drop_in
 from lossmith.experiments.analysis import Mean, all_of, exceeds, frame_of, mean_of, paired, ties
-from lossmith.experiments.drop_in import BASE, REFERENCE, Budget, Place
+from lossmith.experiments.drop_in import BASE, REFERENCE, Budget, DropIns, Place
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
 
@@ -59,11 +60,13 @@ _DIALS = (
     *(("normal", 1.0, q) for q in (1.0, 0.8, 0.5)),
     *(("normal", 0.64, q) for q in (0.8, 0.5)),
 )
-DROP_INS = {BASE: REFERENCE} | {
+LOSSES = {BASE: REFERENCE} | {
     f"{noise}, {'matched scale' if scale is None else f'scale {scale:g}'}, q = {q:g}": Objective(noise, q, scale=scale)
     for noise, scale, q in _DIALS
 }
-BUDGETS = {"quick": Budget(1000, 4, 2), "full": Budget(5000, 8, 5)}
+MODELS = ("linear", "mlp", "ngrams")
+DROP_INS = DropIns((*CHOOSING, *CONFIRMING), LOSSES, dict.fromkeys(MODELS, Budget(5000, 8, 5)), FINE_RATES)
+QUICK = replace(DROP_INS, places=(CHOOSING[0], CONFIRMING[0]), budgets=dict.fromkeys(MODELS, Budget(1000, 4, 2)))
 CROSSED_SEEDS = {"quick": 1, "full": 3}
 
 
@@ -79,12 +82,12 @@ def factorial() -> list[Objective]:
 
 def cells(size: str, rows: Sequence[Row]) -> Iterator[Cell]:
     """First the drop-ins at cross-entropy's best rate, then the factorial, each at its own."""
-    budget = BUDGETS[size]
-    every = (*CHOOSING, *CONFIRMING) if size == "full" else (CHOOSING[0], CONFIRMING[0])
-    places = tuple(filter(drop_in.available, every))
+    drop_ins = DROP_INS if size == "full" else QUICK
+    budget = drop_ins.budgets["linear"]  # of all
+    places = tuple(filter(drop_in.available, drop_ins.places))
     crossed_places = [place for place in places if place.name in CROSSED] or places
     objectives = factorial() if size == "full" else [o for o in factorial() if o.noise == "gumbel" and o.q in (1.0, 0.5, 0.0)]
-    yield from drop_in.cells(places, DROP_INS, dict.fromkeys(("linear", "mlp", "ngrams"), budget), FINE_RATES, rows)
+    yield from drop_ins.cells(rows)
     if any((place.name, budget.rows, REFERENCE) not in drop_in.best_rates(rows, FINE_RATES, places) for place in places):
         return
     for place, objective, rate in product(crossed_places, objectives[1:], RATES):  # cross-entropy's are among the fine ones
@@ -94,11 +97,6 @@ def cells(size: str, rows: Sequence[Row]) -> Iterator[Cell]:
         if (place.name, budget.rows, objective) in tuned:
             rate = tuned[place.name, budget.rows, objective]
             yield drop_in.cell_of("factorial", place, objective, rate, seed, budget)
-
-
-def compute(cell: Cell) -> dict[str, Any]:
-    """One training."""
-    return drop_in.compute(cell, (*CHOOSING, *CONFIRMING))
 
 
 def crossed(rows: Sequence[Row]) -> pd.DataFrame:
@@ -134,7 +132,7 @@ def _of_half(gains: pd.DataFrame, half: Sequence[Place]) -> pd.DataFrame:
 def chosen(rows: Sequence[Row]) -> str:
     """The drop-in of the best mean gain on the choosing half among those that lose on none of its tasks by more than a
     standard error; where all lose somewhere, the one whose worst task is best."""
-    by_seed = _of_half(drop_in.gains(rows, DROP_INS), CHOOSING).drop(columns=BASE)
+    by_seed = _of_half(DROP_INS.gains(rows), CHOOSING).drop(columns=BASE)
     by_task, errors = by_seed.groupby("task").mean(), drop_in.errors_of(by_seed).fillna(0.0)
     never_worse = [name for name in by_task if bool((by_task[name] >= -errors[name]).all())]
     return str(by_task[never_worse].mean().idxmax() if never_worse else by_task.min().idxmax())
@@ -142,7 +140,7 @@ def chosen(rows: Sequence[Row]) -> str:
 
 def sections(rows: Sequence[Row]) -> list[Section]:
     """Drop-ins, main effects, interactions."""
-    by_seed = drop_in.gains(rows, DROP_INS)
+    by_seed = DROP_INS.gains(rows)
     if by_seed.empty:
         return []
     text = (
@@ -152,10 +150,9 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         "one whose worst task is best)."
     )
     groups = {"choosing half": [p.name for p in CHOOSING], "confirming half": [p.name for p in CONFIRMING]}
-    order = [place.name for place in (*CHOOSING, *CONFIRMING)]
-    places = (*CHOOSING, *CONFIRMING)
+    order = [place.name for place in DROP_INS.places]
     found = [drop_in.gain_section("In the place of cross-entropy", text, by_seed, order, groups)]
-    found.append(drop_in.rate_section(rows, DROP_INS, places, FINE_RATES))
+    found.append(DROP_INS.rate_section(rows))
     frame = crossed(rows)
     if frame.empty:
         return found
@@ -253,11 +250,11 @@ def _tricks(rows: Sequence[Row]) -> Outcome:
 
 
 def _safe(rows: Sequence[Row]) -> Outcome:
-    return drop_in.safe(_of_half(drop_in.gains(rows, DROP_INS), CONFIRMING), chosen(rows))
+    return drop_in.safe(_of_half(DROP_INS.gains(rows), CONFIRMING), chosen(rows))
 
 
 def _noisy_labels(rows: Sequence[Row]) -> Outcome:
-    by_task = drop_in.gains(rows, DROP_INS)[chosen(rows)].groupby("task").mean()
+    by_task = DROP_INS.means(rows)[chosen(rows)]
     noisy = by_task[["symmetric" in name for name in by_task.index]]
     held = bool((noisy >= 3).all()) if len(noisy) else None
     return Outcome(held, "; ".join(f"{place} {signed(gain)}" for place, gain in noisy.items()))
@@ -267,7 +264,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     """Gains of the drop-ins over q, for each width of Gumbel noise: a line a task."""
     from matplotlib.figure import Figure
 
-    gains = drop_in.gains(rows, DROP_INS).groupby("task").mean()
+    gains = DROP_INS.means(rows)
     drawn = Figure(figsize=(10, 4), layout="constrained")
     axes = drawn.subplots(1, 3, sharey=True)
     orders = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.0)
@@ -332,7 +329,7 @@ STUDY = Study(
         "all rows were computed anew."
     ),
     cells=cells,
-    compute=compute,
+    compute=DROP_INS.compute,
     sections=sections,
     figure=figure,
     protocol=2,

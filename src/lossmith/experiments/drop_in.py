@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -73,39 +74,132 @@ def cell_of(phase: str, place: Place, objective: Objective, rate: float, seed: i
     return {"phase": phase, "task": place.name, "objective": objective.settings, **settings}
 
 
-def cells(
-    places: Sequence[Place],
-    losses: Mapping[str, Objective],
-    budgets: Mapping[str, Budget],
-    rates: Sequence[float],
-    rows: Sequence[Row],
-    own_rate: Sequence[str] = (),
-    more_seeds: int = 0,
-) -> Iterator[Cell]:
-    """First the learning rates, then each loss at cross-entropy's best one.
+@dataclass(frozen=True)
+class DropIns:
+    """Losses that take cross-entropy's place on some tasks.
 
     Args:
         places: the tasks.
-        losses: by name; those of ``own_rate`` have their rate tuned for themselves.
+        losses: by name, cross-entropy among them.
         budgets: of each network.
-        rates: the grid, before a place's factor.
-        rows: those that are finished.
-        own_rate: names of losses.
+        rates: the grid of learning rates, before a place's factor.
+        own_rate: names of the losses whose rate is tuned for themselves; the others take over cross-entropy's.
         more_seeds: of cross-entropy, the candidate and its rival, beyond the budget's.
     """
-    tuned = best_rates(rows, rates, places)
-    for place in filter(available, places):
-        budget = budgets[place.model]
-        own = {name: losses[name] for name in own_rate}
-        for objective, rate in product((REFERENCE, *own.values()), rates):
-            for seed in range(tuning_seeds(objective)):
-                yield cell_of("tune", place, objective, rate * place.rate, seed, budget)
-        for seed, (name, objective) in product(range(budget.seeds + more_seeds), losses.items()):
-            if seed >= budget.seeds and name not in (BASE, CANDIDATE, DEFAULT):
-                continue
-            rate_of = tuned.get((place.name, budget.rows, own.get(name, REFERENCE)))
-            if rate_of is not None:
-                yield cell_of("drop-in", place, objective, rate_of, seed, budget)
+
+    places: Sequence[Place]
+    losses: Mapping[str, Objective]
+    budgets: Mapping[str, Budget]
+    rates: Sequence[float] = RATES
+    own_rate: Sequence[str] = ()
+    more_seeds: int = 0
+
+    def quick(self, places: Sequence[Place], budgets: Mapping[str, Budget]) -> DropIns:
+        """The same in minutes: fewer tasks, smaller budgets, every other rate."""
+        return replace(self, places=places, budgets=budgets, rates=self.rates[1::2], more_seeds=0)
+
+    def cells(self, rows: Sequence[Row]) -> Iterator[Cell]:
+        """First the learning rates, then, where ``rows`` settle these, each loss at its own."""
+        tuned = best_rates(rows, self.rates, self.places)
+        for place in filter(available, self.places):
+            budget = self.budgets[place.model]
+            own = {name: self.losses[name] for name in self.own_rate}
+            for objective, rate in product((REFERENCE, *own.values()), self.rates):
+                for seed in range(tuning_seeds(objective)):
+                    yield cell_of("tune", place, objective, rate * place.rate, seed, budget)
+            for seed, (name, objective) in product(range(budget.seeds + self.more_seeds), self.losses.items()):
+                if seed >= budget.seeds and name not in (BASE, CANDIDATE, DEFAULT):
+                    continue
+                rate_of = tuned.get((place.name, budget.rows, own.get(name, REFERENCE)))
+                if rate_of is not None:
+                    yield cell_of("drop-in", place, objective, rate_of, seed, budget)
+
+    def compute(self, cell: Cell) -> dict[str, Any]:
+        """One training."""
+        place = next(place for place in self.places if place.name == cell["task"])
+        rows = task(place.data, place.model, cell["rows"], cell["seed"], cell["phase"] == "tune", place.noise)
+        settings = {"learning_rate": cell["rate"], "optimizer": place.optimizer}
+        return train(rows, place.model, Objective(**cell["objective"]), settings, cell["seed"], cell["epochs"])
+
+    def values(self, rows: Sequence[Row], value: str = "accuracy") -> pd.DataFrame:
+        """A value of the drop-ins: a line for each task and seed that has cross-entropy, a column for each loss."""
+        names = {objective: name for name, objective in self.losses.items()}
+        found = [
+            {
+                "task": row["cell"]["task"],
+                "seed": row["cell"]["seed"],
+                "loss": names.get(Objective(**row["cell"]["objective"])),
+                "value": row[value],
+            }
+            for row in rows
+            if row["cell"]["phase"] == "drop-in"
+        ]
+        if not found:
+            index = pd.MultiIndex.from_arrays([[], []], names=["task", "seed"])
+            return pd.DataFrame(index=index, columns=list(self.losses), dtype=float)
+        wide = pd.DataFrame(found).dropna().pivot_table("value", ["task", "seed"], "loss")
+        return wide.reindex(columns=list(self.losses)).dropna(subset=BASE)
+
+    def gains(self, rows: Sequence[Row], value: str = "accuracy") -> pd.DataFrame:
+        """Points above cross-entropy's, likewise."""
+        found = self.values(rows, value)
+        return found.sub(found[BASE], axis=0)
+
+    def means(self, rows: Sequence[Row], value: str = "accuracy") -> pd.DataFrame:
+        """Mean gains over seeds, (tasks, losses)."""
+        return self.gains(rows, value).groupby("task").mean()
+
+    def notes(self, rows: Sequence[Row]) -> list[Section]:
+        """What qualifies the gains: trainings that failed, and the learning rates."""
+        return [self._failed(rows), self.rate_section(rows)]
+
+    def _failed(self, rows: Sequence[Row]) -> Section:
+        """The trainings that came to nothing, which move a mean by whole points."""
+        found = self.values(rows)
+        usual = found[BASE].groupby("task").transform("median")
+        failed = found.lt(usual - FAR_BELOW, axis=0)
+        lines = []
+        for loss in found:
+            tasks = failed[loss].groupby("task").sum()
+            words = ", ".join(f"{name} {count}" for name, count in tasks[tasks > 0].items())
+            if words:
+                lines.append((str(loss), f"{int(failed[loss].sum())} of {int(found[loss].notna().sum())}", words))
+        text = (
+            f"Trainings that end more than {FAR_BELOW} points below cross-entropy's median on the task; losses without any are "
+        )
+        text += "left out."
+        return Section("Trainings that failed", text, ("loss", "failed", "on"), lines)
+
+    def rate_section(self, rows: Sequence[Row]) -> Section:
+        """The learning rates that were found; those at an end of their grid are marked."""
+        grid = self.rates if best_rates(rows, self.rates, self.places) else self.rates[1::2]
+        tuned = best_rates(rows, grid, self.places)
+        lines = []
+        for place in self.places:
+            line = [place.name]
+            for objective in (REFERENCE, *(self.losses[name] for name in self.own_rate)):
+                found = [rate for (name, _, each), rate in tuned.items() if (name, each) == (place.name, objective)]
+                ends = (grid[0] * place.rate, grid[-1] * place.rate)
+                mark = "" if not found or not any(math.isclose(found[0], end) for end in ends) else " (end of the grid)"
+                line.append(f"{found[0]:g}{mark}" if found else "–")
+            lines.append(line)
+        text = (
+            f"On held-out training rows: cross-entropy's in the mean over {TUNING_SEEDS} seeds, others' on the first of them."
+        )
+        return Section("Learning rates", text, ("task", BASE, *self.own_rate), lines)
+
+    def confirmations(self, networks: Sequence[str]) -> tuple[Prediction, ...]:
+        """That the candidate, and that its rival, is safe on the tasks that chose nothing."""
+
+        def outcome(loss: str) -> Callable[[Sequence[Row]], Outcome]:
+            def judged(rows: Sequence[Row]) -> Outcome:
+                by_seed = self.gains(rows)
+                return safe(by_seed[by_seed.index.get_level_values("task").isin(networks)], loss)
+
+            return judged
+
+        text = "“{}” is at least cross-entropy on every network, within one standard error, and ahead in the mean."
+        return tuple(Prediction(text.format(loss), outcome(loss)) for loss in (CANDIDATE, DEFAULT))
 
 
 def best_rates(rows: Sequence[Row], grid: Sequence[float], places: Sequence[Place]) -> dict[tuple[str, int, Objective], float]:
@@ -139,39 +233,6 @@ def available(place: Place) -> bool:
     return name not in public.SETS or public.folder(name) is not None
 
 
-def compute(cell: Cell, places: Sequence[Place]) -> dict[str, Any]:
-    """One training."""
-    place = next(place for place in places if place.name == cell["task"])
-    rows = task(place.data, place.model, cell["rows"], cell["seed"], cell["phase"] == "tune", place.noise)
-    settings = {"learning_rate": cell["rate"], "optimizer": place.optimizer}
-    return train(rows, place.model, Objective(**cell["objective"]), settings, cell["seed"], cell["epochs"])
-
-
-def values(rows: Sequence[Row], losses: Mapping[str, Objective], value: str = "accuracy") -> pd.DataFrame:
-    """A value of the drop-ins: a line for each task and seed that has cross-entropy, a column for each loss."""
-    names = {objective: name for name, objective in losses.items()}
-    found = [
-        {
-            "task": row["cell"]["task"],
-            "seed": row["cell"]["seed"],
-            "loss": names.get(Objective(**row["cell"]["objective"])),
-            "value": row[value],
-        }
-        for row in rows
-        if row["cell"]["phase"] == "drop-in"
-    ]
-    if not found:
-        return pd.DataFrame()
-    wide = pd.DataFrame(found).dropna().pivot_table("value", ["task", "seed"], "loss")
-    return wide[[name for name in losses if name in wide]].dropna(subset=BASE)
-
-
-def gains(rows: Sequence[Row], losses: Mapping[str, Objective], value: str = "accuracy") -> pd.DataFrame:
-    """Points above cross-entropy's, likewise."""
-    found = values(rows, losses, value)
-    return found.sub(found[BASE], axis=0) if len(found) else found
-
-
 def errors_of(by_seed: pd.DataFrame) -> pd.DataFrame:
     """Standard errors over the seeds of each task, (tasks, losses)."""
     return by_seed.groupby("task").agg(_error)
@@ -201,44 +262,6 @@ def gain_section(
     return Section(heading, text + NOTE, ("loss", *shown, *groups), lines)
 
 
-def failed_section(rows: Sequence[Row], losses: Mapping[str, Objective]) -> Section:
-    """The trainings that came to nothing, which move a mean by whole points."""
-    found = values(rows, losses)
-    usual = found[BASE].groupby("task").transform("median")
-    failed = found.lt(usual - FAR_BELOW, axis=0)
-    lines = []
-    for loss in found:
-        tasks = failed[loss].groupby("task").sum()
-        words = ", ".join(f"{name} {count}" for name, count in tasks[tasks > 0].items())
-        if words:
-            lines.append((str(loss), f"{int(failed[loss].sum())} of {int(found[loss].notna().sum())}", words))
-    text = f"Trainings that end more than {FAR_BELOW} points below cross-entropy's median on the task; losses without any are "
-    text += "left out."
-    return Section("Trainings that failed", text, ("loss", "failed", "on"), lines)
-
-
-def rate_section(
-    rows: Sequence[Row],
-    losses: Mapping[str, Objective],
-    places: Sequence[Place],
-    grid: Sequence[float],
-    own: Sequence[str] = (),
-) -> Section:
-    """The learning rates that were found; those at an end of their grid are marked."""
-    tuned = best_rates(rows, grid, places)
-    lines = []
-    for place in places:
-        line = [place.name]
-        for objective in (REFERENCE, *(losses[name] for name in own)):
-            found = [rate for (name, _, each), rate in tuned.items() if (name, each) == (place.name, objective)]
-            ends = (grid[0] * place.rate, grid[-1] * place.rate)
-            mark = "" if not found or not any(math.isclose(found[0], end) for end in ends) else " (end of the grid)"
-            line.append(f"{found[0]:g}{mark}" if found else "–")
-        lines.append(line)
-    text = f"On held-out training rows: cross-entropy's in the mean over {TUNING_SEEDS} seeds, others' on the first of them."
-    return Section("Learning rates", text, ("task", BASE, *own), lines)
-
-
 def safe(by_seed: pd.DataFrame, loss: str) -> Outcome:
     """Whether a loss is below cross-entropy on no task by more than a standard error, and ahead in the mean over tasks."""
     if by_seed.empty:
@@ -247,17 +270,3 @@ def safe(by_seed: pd.DataFrame, loss: str) -> Outcome:
     below = [f"{name} {signed(by_task[name])} ({errors[name]:.2f})" for name in by_task.index if by_task[name] < -errors[name]]
     numbers = f"{loss}: mean {mean_of(by_task)} over {len(by_task)} tasks; below: {', '.join(below) or 'nowhere'}"
     return Outcome(bool(not below and by_task.mean() > 0), numbers)
-
-
-def confirmations(losses: Mapping[str, Objective], networks: Sequence[str]) -> tuple[Prediction, ...]:
-    """That the candidate, and that its rival, is safe on the tasks that chose nothing."""
-
-    def outcome(loss: str) -> Callable[[Sequence[Row]], Outcome]:
-        def judged(rows: Sequence[Row]) -> Outcome:
-            by_seed = gains(rows, losses)
-            return safe(by_seed[by_seed.index.get_level_values("task").isin(networks)] if len(by_seed) else by_seed, loss)
-
-        return judged
-
-    text = "“{}” is at least cross-entropy on every network, within one standard error, and ahead in the mean."
-    return tuple(Prediction(text.format(loss), outcome(loss)) for loss in (CANDIDATE, DEFAULT))

@@ -17,9 +17,8 @@ from lossmith.compare.plan import Cell as TableCell
 from lossmith.compare.plan import Plan
 from lossmith.compare.store import Row
 from lossmith.estimators import MetricClassifierCV
-from lossmith.experiments import drop_in
 from lossmith.experiments.analysis import exceeds, mean_of
-from lossmith.experiments.drop_in import BASE, CANDIDATE, DEFAULT, HISTORY, RATES, Budget, Place
+from lossmith.experiments.drop_in import BASE, CANDIDATE, DEFAULT, HISTORY, Budget, DropIns, Place, gain_section
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study, derive
@@ -44,10 +43,11 @@ LOSSES = {
     "GCE: Gumbel, q = 0.3": Objective("gumbel", 0.3),
     "1 − mean p after cross-entropy": Objective("gumbel", 0.0, after=True),
 }
-BUDGETS = {
-    "quick": {"linear": Budget(1000, 3, 2), "cnn": Budget(1000, 2, 1)},
-    "full": {"linear": Budget(10_000, 12, 5), "cnn": Budget(10_000, 12, 5)},
-}
+DROP_INS = DropIns(PLACES, LOSSES, dict.fromkeys(("linear", "cnn"), Budget(10_000, 12, 5)))
+QUICK = DROP_INS.quick(
+    [place for place in PLACES if place.noise in ("none", "symmetric-40")],
+    {"linear": Budget(1000, 3, 2), "cnn": Budget(1000, 2, 1)},
+)
 TABLES = (  # of 600 rows or more and of all kinds, named before any row
     "banana", "letter", "mammographic", "penbased", "phoneme", "ring", "satimage", "segment", "spambase", "texture", "titanic",
     "twonorm", "vehicle", "vowel",
@@ -57,10 +57,8 @@ TABLE_ROWS, FOLDS, SEED = {"quick": 300, "full": 1500}, 3, 2
 
 
 def cells(size: str, rows: Sequence[Row]) -> Iterator[Cell]:
-    """Images as in ``drop_in.cells``, then tables fold by fold."""
-    places = PLACES if size == "full" else [place for place in PLACES if place.noise in ("none", "symmetric-40")]
-    of_images = [row for row in rows if row["cell"]["phase"] != "table"]
-    yield from drop_in.cells(places, LOSSES, BUDGETS[size], RATES if size == "full" else RATES[1::2], of_images)
+    """Images as in ``DropIns.cells``, then tables fold by fold."""
+    yield from (DROP_INS if size == "full" else QUICK).cells(_of_images(rows))
     known = tables_of("keel")
     names = [f"keel/{name}" for name in (TABLES if size == "full" else TABLES[::4]) if f"keel/{name}" in known]
     for data, noise, fold in product(names, TABLE_NOISES, range(FOLDS)):
@@ -70,7 +68,7 @@ def cells(size: str, rows: Sequence[Row]) -> Iterator[Cell]:
 def compute(cell: Cell) -> dict[str, Any]:
     """One training, or both estimators on one fold of a table."""
     if cell["phase"] != "table":
-        return drop_in.compute(cell, PLACES)
+        return DROP_INS.compute(cell)
     plan = Plan(limited(cell["data"], cell["rows"]), methods=(), folds=FOLDS, seed=SEED)
     part, _ = run.parts_of(plan, TableCell(PATH, 0, cell["fold"]))
     y = wrong_labels(part.fit_y, len(plan.data.classes), cell["noise"], derive(cell["data"], cell["noise"], cell["fold"]))
@@ -95,32 +93,31 @@ def table_gains(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(found).pivot_table("gain", "data", "noise") if found else pd.DataFrame()
 
 
-def _images(rows: Sequence[Row]) -> Any:
-    return drop_in.gains([row for row in rows if row["cell"]["phase"] != "table"], LOSSES)
+def _of_images(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["cell"]["phase"] != "table"]
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:
     """A table for each network, then the tables."""
     found = []
-    by_seed = _images(rows)
+    images = _of_images(rows)
+    by_seed = DROP_INS.gains(images)
     for model in ("linear", "cnn"):
         names = [place.name for place in PLACES if place.model == model]
-        part = by_seed[by_seed.index.get_level_values("task").isin(names)] if len(by_seed) else by_seed
+        part = by_seed[by_seed.index.get_level_values("task").isin(names)]
         if len(part):
             text = (
                 "Points of test accuracy, on clean labels, above cross-entropy at its own learning rate, which was tuned on "
                 "training rows with the same wrong labels; mean over seeds (standard error)."
             )
             heading = "Fashion-MNIST, linear" if model == "linear" else "Fashion-MNIST, a small convolutional network"
-            found.append(drop_in.gain_section(heading, text, part, names, {}))
+            found.append(gain_section(heading, text, part, names, {}))
     if len(by_seed):
-        images = [row for row in rows if row["cell"]["phase"] != "table"]
-        absolute = drop_in.values(images, LOSSES).groupby("task")[BASE].mean()
-        fitted = drop_in.values(images, LOSSES, "training").groupby("task")[BASE].mean()
+        absolute = DROP_INS.values(images).groupby("task")[BASE].mean()
+        fitted = DROP_INS.values(images, "training").groupby("task")[BASE].mean()
         lines = [(p.name, f"{absolute[p.name]:.2f}", f"{fitted[p.name]:.2f}") for p in PLACES if p.name in absolute]
         text = "Test accuracy on clean labels, and accuracy on the training rows with their wrong ones, in percent."
-        found.append(drop_in.failed_section(images, LOSSES))
-        found.append(drop_in.rate_section(rows, LOSSES, PLACES, RATES))
+        found += DROP_INS.notes(images)
         found.append(Section("Cross-entropy itself", text, ("task", "test", "training"), lines))
     gains = table_gains(rows)
     if len(gains):
@@ -133,7 +130,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
 
 
 def _gain(rows: Sequence[Row], loss: str, words: str) -> Any:
-    by_task = _images(rows)[loss].groupby("task").mean()
+    by_task = DROP_INS.means(_of_images(rows))[loss]
     return by_task[[name for name in by_task.index if words in name]]
 
 
@@ -145,8 +142,8 @@ def _forty(rows: Sequence[Row]) -> Outcome:
 
 def _grows(rows: Sequence[Row]) -> Outcome:
     parts = [float(_gain(rows, "GCE: Gumbel, q = 0.3", words).mean()) for words in ("symmetric 20", "symmetric 40")]
-    clean = _images(rows)["GCE: Gumbel, q = 0.3"].groupby("task").mean()
-    clean = float(clean[["%" not in name for name in clean.index]].mean())
+    by_task = _gain(rows, "GCE: Gumbel, q = 0.3", "")
+    clean = float(by_task[["%" not in name for name in by_task.index]].mean())
     numbers = f"clean {signed(clean)}, 20 % {signed(parts[0])}, 40 % {signed(parts[1])}"
     held = None if math.isnan(clean + sum(parts)) else bool(clean < parts[0] < parts[1])
     return Outcome(held, f"q = 0.3: {numbers}")
@@ -165,9 +162,8 @@ def _tables(rows: Sequence[Row]) -> Outcome:
 
 def figure(rows: Sequence[Row]) -> Figure:
     """Every task's gain of each loss."""
-    by_task = _images(rows).groupby("task").mean().drop(columns=BASE)
     kinds = {place.name: "clean" if place.noise == "none" else place.noise.replace("-", " ") + " %" for place in PLACES}
-    return dots(by_task, kinds)
+    return dots(DROP_INS.means(_of_images(rows)).drop(columns=BASE), kinds)
 
 
 STUDY = Study(

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lossmith.compare.store import Row
-from lossmith.experiments import drop_in
 from lossmith.experiments.analysis import mean_of
-from lossmith.experiments.drop_in import BASE, CANDIDATE, DEFAULT, HISTORY, MORE_SEEDS, RATES, Budget, Place
+from lossmith.experiments.drop_in import BASE, CANDIDATE, DEFAULT, HISTORY, MORE_SEEDS, Budget, DropIns, Place, gain_section
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
@@ -51,33 +50,19 @@ LOSSES = {
     "Gumbel, q = ½, after cross-entropy": Objective("gumbel", 0.5, after=True),
 }
 OWN_RATE = (SOFT_P, EXACT_P, OUTSIDE, TRICKS, CONTROL, TIGHT, ITS_CONTROL)  # cross-entropy's rate would be a handicap
-BUDGETS = {
-    "quick": dict.fromkeys(("ngrams", "textcnn", "transformer"), Budget(1500, 2, 1)),
-    "full": dict.fromkeys(("ngrams", "textcnn", "transformer"), Budget(10_000, 6, 5)),
-}
+MODELS = [place.model for place in PLACES]
+DROP_INS = DropIns(PLACES, LOSSES, dict.fromkeys(MODELS, Budget(10_000, 6, 5)), own_rate=OWN_RATE, more_seeds=MORE_SEEDS)
+QUICK = DROP_INS.quick(PLACES, dict.fromkeys(MODELS, Budget(1500, 2, 1)))
 
 
 def cells(size: str, rows: Sequence[Row]) -> Iterator[Cell]:
-    """See ``drop_in.cells``."""
-    return drop_in.cells(
-        PLACES,
-        LOSSES,
-        BUDGETS[size],
-        RATES if size == "full" else RATES[1::2],
-        rows,
-        OWN_RATE,
-        MORE_SEEDS if size == "full" else 0,
-    )
-
-
-def compute(cell: Cell) -> dict[str, Any]:
-    """One training."""
-    return drop_in.compute(cell, PLACES)
+    """See ``DropIns.cells``."""
+    return (DROP_INS if size == "full" else QUICK).cells(rows)
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:
     """Gains, and cross-entropy's own numbers."""
-    by_seed = drop_in.gains(rows, LOSSES)
+    by_seed = DROP_INS.gains(rows)
     names = [place.name for place in PLACES]
     if by_seed.empty:
         return []
@@ -85,10 +70,9 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         "Points of test accuracy above cross-entropy at its own learning rate, mean over seeds (standard error); the last "
         "column is the mean over the three networks with a 95 % interval."
     )
-    found = [drop_in.gain_section("Reviews", text, by_seed, names, {"mean": names})]
-    absolute = drop_in.values(rows, LOSSES).groupby("task")[[BASE, "cross-entropy after cross-entropy"]].mean()
-    found.append(drop_in.failed_section(rows, LOSSES))
-    found.append(drop_in.rate_section(rows, LOSSES, PLACES, RATES, OWN_RATE))
+    found = [gain_section("Reviews", text, by_seed, names, {"mean": names})]
+    absolute = DROP_INS.values(rows).groupby("task")[[BASE, "cross-entropy after cross-entropy"]].mean()
+    found += DROP_INS.notes(rows)
     lines = [(name, *(f"{value:.2f}" for value in absolute.loc[name])) for name in names if name in absolute.index]
     text = "Test accuracy in percent; the second restarts its learning rate in the middle, as all losses “after” it do."
     found.append(Section("Cross-entropy itself", text, ("network", *absolute.columns), lines))
@@ -96,7 +80,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
 
 
 def _mean(rows: Sequence[Row], loss: str) -> Any:
-    return mean_of(drop_in.gains(rows, LOSSES)[loss].groupby("task").mean())
+    return mean_of(DROP_INS.means(rows)[loss])
 
 
 def _post(rows: Sequence[Row]) -> Outcome:
@@ -119,7 +103,7 @@ def _after(rows: Sequence[Row]) -> Outcome:
 
 
 def _noise(rows: Sequence[Row]) -> Outcome:
-    found = drop_in.gains(rows, LOSSES).groupby("task").mean()
+    found = DROP_INS.means(rows)
     difference = mean_of(found[PROBIT] - found[BASE])
     held = None if math.isnan(difference.value) else bool(abs(difference.value) < 0.5)
     return Outcome(held, f"probit against cross-entropy, matched temperature: {difference}")
@@ -127,8 +111,7 @@ def _noise(rows: Sequence[Row]) -> Outcome:
 
 def figure(rows: Sequence[Row]) -> Figure:
     """Every network's gain of each loss."""
-    by_task = drop_in.gains(rows, LOSSES).groupby("task").mean().drop(columns=BASE)
-    return dots(by_task, {place.name: place.model for place in PLACES})
+    return dots(DROP_INS.means(rows).drop(columns=BASE), {place.name: place.model for place in PLACES})
 
 
 STUDY = Study(
@@ -153,11 +136,11 @@ STUDY = Study(
         Prediction("The post is right, too, that −log E[p] is still worse.", _outside),
         Prediction("After cross-entropy both come within half a point of it.", _after),
         Prediction("The kind of noise is no matter: probit ties with cross-entropy.", _noise),
-        *drop_in.confirmations(LOSSES, [place.name for place in PLACES if place.model != "ngrams"]),
+        *DROP_INS.confirmations([place.name for place in PLACES if place.model != "ngrams"]),
     ),
     history=HISTORY,
     cells=cells,
-    compute=compute,
+    compute=DROP_INS.compute,
     sections=sections,
     figure=figure,
 )

@@ -8,9 +8,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from lossmith.compare.store import Row
-from lossmith.experiments import drop_in
 from lossmith.experiments.analysis import exceeds, mean_of, ties
-from lossmith.experiments.drop_in import BASE, CANDIDATE, DEFAULT, HISTORY, MORE_SEEDS, RATES, Budget, Place
+from lossmith.experiments.drop_in import BASE, CANDIDATE, DEFAULT, HISTORY, MORE_SEEDS, Budget, DropIns, Place, gain_section
 from lossmith.experiments.figures import dots
 from lossmith.experiments.objectives import MATCHED, Objective
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
@@ -27,7 +26,6 @@ PUBLISHED = "EXACT as published for ten classes, own rate"
 ITS_CONTROL = "cross-entropy with the tricks as published, own rate"
 TOP_3 = "top-3, scale 0.7, q = 0.9"
 ZERO, AFTER = "1 − mean p (q = 0), own rate", "1 − mean p after cross-entropy"
-OWN_RATE = (ZERO, EXACT, CONTROL, PUBLISHED, ITS_CONTROL)
 LOSSES = {
     BASE: Objective(named="cross-entropy"),
     "cross-entropy, scale 0.7": Objective(scale=0.7),
@@ -46,22 +44,21 @@ LOSSES = {
     ITS_CONTROL: Objective(tricks=True, scale=round(MATCHED["gumbel"] / MATCHED["normal"], 4), margin=0.5),
     TOP_3: Objective("gumbel", 0.9, scale=0.7, named="top-3"),
 }
-BUDGETS = {
-    "quick": {"linear": Budget(1000, 3, 2), "cnn": Budget(1000, 2, 1)},
-    "full": {"linear": Budget(10_000, 10, 5), "cnn": Budget(10_000, 6, 5)},
-}
+DROP_INS = DropIns(
+    PLACES,
+    LOSSES,
+    {"linear": Budget(10_000, 10, 5), "cnn": Budget(10_000, 6, 5)},
+    own_rate=(ZERO, EXACT, CONTROL, PUBLISHED, ITS_CONTROL),
+    more_seeds=MORE_SEEDS,
+)
+QUICK = DROP_INS.quick(
+    [place for place in PLACES if place.data == "fashion-mnist"], {"linear": Budget(1000, 3, 2), "cnn": Budget(1000, 2, 1)}
+)
 
 
 def cells(size: str, rows: Sequence[Row]) -> Iterator[Cell]:
-    """See ``drop_in.cells``."""
-    places = PLACES if size == "full" else [place for place in PLACES if place.data == "fashion-mnist"]
-    rates = RATES if size == "full" else RATES[1::2]
-    return drop_in.cells(places, LOSSES, BUDGETS[size], rates, rows, OWN_RATE, MORE_SEEDS if size == "full" else 0)
-
-
-def compute(cell: Cell) -> dict[str, Any]:
-    """One training."""
-    return drop_in.compute(cell, PLACES)
+    """See ``DropIns.cells``."""
+    return (DROP_INS if size == "full" else QUICK).cells(rows)
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:
@@ -75,25 +72,24 @@ def sections(rows: Sequence[Row]) -> list[Section]:
             "column is the mean over these tasks with a 95 % interval. A gain of points where cross-entropy failed with a "
             "seed, as listed below, is that failure."
         )
-        by_seed = drop_in.gains(rows, LOSSES)
+        by_seed = DROP_INS.gains(rows)
         by_seed = by_seed[by_seed.index.get_level_values("task").isin(names)]
         if len(by_seed):
             heading = "A linear model" if model == "linear" else "A small convolutional network"
-            found.append(drop_in.gain_section(heading, text, by_seed, names, {"mean": names}))
-    top = drop_in.gains(rows, LOSSES, "top3")
+            found.append(gain_section(heading, text, by_seed, names, {"mean": names}))
+    top = DROP_INS.gains(rows, "top3")
     if len(top):
         text = "The same for top-3 accuracy. The last line is the loss that was made for it."
-        found.append(drop_in.gain_section("Top 3", text, top, groups["all"], {"mean": groups["all"]}))
-    absolute = drop_in.values(rows, LOSSES).groupby("task")[BASE].mean()
+        found.append(gain_section("Top 3", text, top, groups["all"], {"mean": groups["all"]}))
+    absolute = DROP_INS.values(rows).groupby("task")[BASE].mean()
     lines = [(name, f"{absolute[name]:.2f}") for name in groups["all"] if name in absolute]
-    found.append(drop_in.failed_section(rows, LOSSES))
-    found.append(drop_in.rate_section(rows, LOSSES, PLACES, RATES, OWN_RATE))
+    found += DROP_INS.notes(rows)
     found.append(Section("Cross-entropy itself", "Test accuracy in percent.", ("task", "accuracy"), lines))
     return found
 
 
 def _mean(rows: Sequence[Row], loss: str, model: str | None = None, value: str = "accuracy") -> Any:
-    by_task = drop_in.gains(rows, LOSSES, value)[loss].groupby("task").mean()
+    by_task = DROP_INS.means(rows, value)[loss]
     names = [place.name for place in PLACES if model in (None, place.model) and place.name in by_task]
     return by_task[names]
 
@@ -116,7 +112,7 @@ def _linear(rows: Sequence[Row]) -> Outcome:
 
 
 def _top(rows: Sequence[Row]) -> Outcome:
-    by_task = drop_in.gains(rows, LOSSES, "top3").dropna().groupby("task").mean()  # of the seeds that every loss has
+    by_task = DROP_INS.gains(rows, "top3").dropna().groupby("task").mean()  # of the seeds that every loss has
     best = str(by_task.drop(columns=TOP_3).mean().idxmax())
     parts = {model: by_task.loc[[f", {model}" in str(name) for name in by_task.index], TOP_3] for model in ("linear", "cnn")}
     numbers = ", ".join(f"{model} {mean_of(part)}" for model, part in parts.items())
@@ -127,7 +123,7 @@ def _top(rows: Sequence[Row]) -> Outcome:
 
 def figure(rows: Sequence[Row]) -> Figure:
     """Every task's gain of each loss."""
-    by_task = drop_in.gains(rows, LOSSES).groupby("task").mean().drop(columns=[BASE, TOP_3], errors="ignore")
+    by_task = DROP_INS.means(rows).drop(columns=[BASE, TOP_3], errors="ignore")
     return dots(by_task, {place.name: place.model for place in PLACES})
 
 
@@ -149,7 +145,7 @@ STUDY = Study(
     ),
     sets=("fashion-mnist", "mnist"),
     predictions=(
-        *drop_in.confirmations(LOSSES, [place.name for place in PLACES if place.model == "cnn"]),
+        *DROP_INS.confirmations([place.name for place in PLACES if place.model == "cnn"]),
         Prediction("The default gains more for the linear model, which underfits, than for the network.", _linear),
         Prediction("1 − mean p from scratch loses more than a point on the network; after cross-entropy it does not.", _zero),
         Prediction("EXACT with its tricks ties with cross-entropy on the network: within half a point.", _exact),
@@ -158,7 +154,7 @@ STUDY = Study(
     history=HISTORY
     + " The rates that Adam tries were doubled once cross-entropy's best lay at the end of them, before any drop-in.",
     cells=cells,
-    compute=compute,
+    compute=DROP_INS.compute,
     sections=sections,
     figure=figure,
 )
