@@ -62,7 +62,7 @@ def test_rows_are_computed_once_and_phases_follow(tmp_path: Path) -> None:
     assert {"seconds", "finished", "version", "machine", "protocol"} <= set(rows[0])
     stamp = (tmp_path / "rows.jsonl").read_bytes()
     assert run.run(tiny(), "quick", SharedStore(tmp_path), 1, lambda *_: None) == (rows, [])
-    assert not (tmp_path / "claims").exists()
+    assert not list((tmp_path / "claims").iterdir())
     assert (tmp_path / "rows.jsonl").read_bytes() == stamp
 
 
@@ -71,6 +71,15 @@ def test_a_larger_size_takes_the_rows_of_the_smaller(tmp_path: Path) -> None:
     shown: list[tuple[int, int]] = []
     run.run(tiny(), "full", SharedStore(tmp_path), 1, lambda *numbers: shown.append(numbers))
     assert shown[0] == (3, 12)
+
+
+def test_the_end_of_a_smaller_size_leaves_the_claims_of_a_larger_one(tmp_path: Path) -> None:
+    store = SharedStore(tmp_path)
+    with store.claim("a row of the full size") as ours:
+        assert ours
+        run.run(tiny(), "quick", SharedStore(tmp_path), 1, lambda *_: None)
+        with SharedStore(tmp_path).claim("a row of the full size") as theirs:
+            assert not theirs
 
 
 def test_rows_of_another_protocol_do_not_count(tmp_path: Path) -> None:

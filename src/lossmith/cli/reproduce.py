@@ -47,9 +47,8 @@ def reproduce(name: str, size: str, out: str, jobs: int) -> None:
     if not rows:
         raise InputError(f"reproduce {name}: nothing could be computed; {'; '.join((lost + failures)[:1])}")
     written = page.write(study, size, rows, folder, lost + failures)
-    outcomes = [(p.text, p.outcome(rows)) for p in study.predictions]
-    words = {True: "held", False: "did not hold", None: "open"}
-    print_table(study.question, ("prediction", "outcome"), [(text, words[outcome.held]) for text, outcome in outcomes])
+    verdicts = [(prediction.text, prediction.outcome(rows).verdict) for prediction in study.predictions]
+    print_table(study.question, ("prediction", "outcome"), verdicts)
     for reason in lost + failures:
         click.echo(f"missing: {reason}")
     click.echo("written: " + ", ".join(map(str, written)))

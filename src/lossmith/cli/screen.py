@@ -39,7 +39,7 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
         yield lambda done, total=None: bar.update(task, completed=done, total=total)
 
 
-def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """A table of text cells below its title, each row in the colour of the verdict in it; in a pipe, as wide as it needs."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ class SharedStore(Store):
     @contextmanager
     def claim(self, key: str) -> Iterator[bool]:
         """Whether the key is this process's until the end; False if another's."""
-        lock = FileLock(self.claims / hashlib.sha256(key.encode()).hexdigest()[:16], timeout=0)
+        lock = FileLock(self._claim_of(key), timeout=0)
         try:
             lock.acquire()
         except Timeout:
@@ -110,6 +110,14 @@ class SharedStore(Store):
             yield True
         finally:
             lock.release()
+
+    def forget_claims(self, keys: Iterable[str]) -> None:
+        """Remove the lock files of finished rows; other rows may still be in the hands of other processes."""
+        for key in keys:
+            self._claim_of(key).unlink(missing_ok=True)
+
+    def _claim_of(self, key: str) -> Path:
+        return self.claims / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 @contextmanager

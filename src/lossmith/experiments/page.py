@@ -14,8 +14,6 @@ from lossmith.compare.store import Row
 from lossmith.experiments.run import write_compressed
 from lossmith.experiments.study import Study
 
-VERDICTS = {True: "held", False: "**did not hold**", None: "open"}
-
 
 def write(study: Study, size: str, rows: Sequence[Row], folder: Path, lost: Sequence[str] = ()) -> list[Path]:
     """Write the page, its figure and its rows; a kill leaves the old ones whole.
@@ -55,7 +53,7 @@ def text_of(study: Study, size: str, rows: Sequence[Row], lost: Sequence[str] = 
         parts.append("**This is the quick size**: fewer rows, tables and seeds. It shows that the study runs, not what is so.")
     parts += [f"**Missing**: {reason}" for reason in lost]
     outcomes = [(prediction.text, prediction.outcome(rows)) for prediction in study.predictions]
-    lines = [(text, VERDICTS[outcome.held], outcome.numbers) for text, outcome in outcomes]
+    lines = [(text, f"**{o.verdict}**" if o.held is False else o.verdict, o.numbers) for text, o in outcomes]
     parts += ["## Predictions and outcomes", study.history, markdown_table(("prediction", "outcome", "numbers"), lines)]
     parts.append(f"![{study.title}]({picture})")
     for section in study.sections(rows):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import lzma
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -50,8 +49,9 @@ def run(
         done = len(cells) - len(missing)
         show(done, len(cells))
         if not missing:
-            shutil.rmtree(store.claims, ignore_errors=True)
-            return [found[key_of(cell)] for cell in cells if key_of(cell) in found], list(failures.values())
+            rows = [found[key_of(cell)] for cell in cells if key_of(cell) in found]
+            store.forget_claims(key_of(row["cell"]) for row in rows)
+            return rows, list(failures.values())
         computed = 0
         tasks = (delayed(_claimed_row)(study.name, cell, store.folder) for cell in missing)
         try:

@@ -23,6 +23,11 @@ class Outcome(NamedTuple):
     held: bool | None
     numbers: str
 
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        return "open" if self.held is None else "held" if self.held else "did not hold"
+
 
 class Prediction(NamedTuple):
     """What was expected before any row of the study existed, and how the rows judge it."""
