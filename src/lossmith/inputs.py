@@ -135,10 +135,10 @@ def check_number(name: str, value: object, kind: str = "a number") -> None:
 
 
 def check_order(q: float) -> None:
-    """Refuse an order of the q-logarithm that is not a finite number ≥ 0."""
+    """Refuse an order of the q-logarithm that is no finite number."""
     check_number("q", q)
-    if not 0 <= q < math.inf:
-        raise ValueError(f"q: expected a finite number ≥ 0, got {q}; 0 is the metric itself, 1 its negative logarithm")
+    if not math.isfinite(q):
+        raise ValueError(f"q: expected a finite number, got {q}; 0 is the metric itself, 1 its negative logarithm")
 
 
 def check_scale(scale: float | Tensor) -> None:

@@ -47,7 +47,7 @@ def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float) -
 @pytest.mark.parametrize(("over", "reduction"), MEANS)
 @pytest.mark.parametrize("weight", [None, CLASS_WEIGHT], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize(("noise", "margin"), [("normal", None), ("gumbel", None), ("laplace", None), ("normal", 0.5)])
-@pytest.mark.parametrize("q", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("q", [-2.0, 0.0, 0.5, 1.0, 2.0])
 def test_is_the_loss_of_the_scores(
     q: float, noise: str, margin: float | None, weight: Tensor | None, over: Any, reduction: Any
 ) -> None:

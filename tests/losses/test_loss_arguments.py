@@ -45,7 +45,7 @@ EACH = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
         ({"noise": 3}, TypeError, "noise: expected "),
         ({"scale": 0.0}, ValueError, "scale: expected a positive number, got 0.0"),
         ({"scale": "1"}, TypeError, "scale: expected a number or a tensor, got str"),
-        ({"q": -0.5}, ValueError, "q: expected a finite number ≥ 0, got -0.5"),
+        ({"q": float("inf")}, ValueError, "q: expected a finite number, got inf"),
         ({"q": "0"}, TypeError, "q: expected a number, got str"),
         ({"q": None}, TypeError, "q: expected a number, got NoneType"),
         ({"reduction": "average"}, ValueError, "reduction: "),

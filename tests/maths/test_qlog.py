@@ -7,7 +7,7 @@ import torch
 from lossmith.functional import neg_log_q
 from support import oracles
 
-QS = pytest.mark.parametrize("q", [0.0, 0.3, 0.5, 1.0, 1.5, 2.0])
+QS = pytest.mark.parametrize("q", [-9.0, -1.0, 0.0, 0.3, 0.5, 1.0, 1.5, 2.0])
 
 
 @QS
@@ -33,7 +33,7 @@ def test_no_digits_are_lost_near_one(q: float) -> None:
     assert neg_log_q(torch.tensor(log_m, dtype=torch.float64), q).item() == pytest.approx(expected, rel=1e-14, abs=0)
 
 
-@pytest.mark.parametrize(("q", "bound"), [(0.0, 1.0), (0.5, 2.0), (0.9, 10.0), (1.0, math.inf), (2.0, math.inf)])
+@pytest.mark.parametrize(("q", "bound"), [(-9.0, 0.1), (0.0, 1.0), (0.5, 2.0), (0.9, 10.0), (1.0, math.inf), (2.0, math.inf)])
 def test_bounded_below_one_and_unbounded_from_one_on(q: float, bound: float) -> None:
     assert neg_log_q(torch.tensor(-math.inf, dtype=torch.float64), q).item() == pytest.approx(bound, rel=1e-14)
 
@@ -62,7 +62,7 @@ def test_the_slope_keeps_its_digits_far_from_one(q: float) -> None:
     log_m = torch.tensor([-1e-3, -0.9, -1.1, -17.0, -60.0], requires_grad=True)
     (slope,) = torch.autograd.grad(neg_log_q(log_m, q).sum(), log_m)
     expected = -((1 - q) * log_m.detach().double()).exp()
-    torch.testing.assert_close(slope.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(slope.double(), expected, rtol=1e-5, atol=torch.finfo(torch.float32).tiny)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -72,7 +72,7 @@ def test_shape_and_dtype_are_kept(dtype: torch.dtype) -> None:
     assert got.dtype == dtype
 
 
-@pytest.mark.parametrize("q", [-0.1, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("q", [math.nan, math.inf, -math.inf])
 def test_refuses_other_orders_in_one_line(q: float) -> None:
-    with pytest.raises(ValueError, match=r"^q: expected a finite number ≥ 0, got [^\n]+$"):
+    with pytest.raises(ValueError, match=r"^q: expected a finite number, got [^\n]+$"):
         neg_log_q(torch.zeros(1), q)

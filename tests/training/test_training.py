@@ -128,12 +128,16 @@ def test_the_shapes_that_need_not_be_named() -> None:
 
 
 def test_q_keeps_its_range() -> None:
-    for start, end in ((-0.1, 1.0), (1.0, -0.1), (math.nan, 1.0), (1.0, math.inf)):
-        for shape in ("linear", "cosine"):
-            with pytest.raises(ValueError, match=r"^(start|end): expected a finite q ≥ 0, got [^\n]+$"):
-                QSchedule(AccuracyLoss(), start, end, 3, shape=shape)
-    for start, end in ((0.0, 1.0), (1.0, 0.0)):
-        with pytest.raises(ValueError, match=r"^(start|end): expected a finite q > 0, got 0\.0; [^\n]*'linear'[^\n]*$"):
+    loss = AccuracyLoss()
+    schedule = QSchedule(loss, 1.0, -9.0, 3)
+    schedule.step()
+    assert loss.q == -4.0
+    for start, end in ((math.nan, 1.0), (1.0, math.inf), (-math.inf, 1.0)):
+        for shape in SHAPES:
+            with pytest.raises(ValueError, match=r"^(start|end): expected a finite q[^\n]*, got (nan|inf|-inf)[^\n]*$"):
+                QSchedule(AccuracyLoss(), start, end, 3, shape=shape)  # type: ignore[arg-type]
+    for start, end in ((0.0, 1.0), (1.0, 0.0), (1.0, -0.5)):
+        with pytest.raises(ValueError, match=r"^(start|end): expected a finite q > 0, got [-0-9.]+; [^\n]*'linear'[^\n]*$"):
             QSchedule(AccuracyLoss(), start, end, 3, shape="exponential")
 
 
@@ -161,7 +165,7 @@ def test_a_state_of_another_schedule_is_refused() -> None:
         (ScaleSchedule(AccuracyLoss(), 1.0, 0.5, 5, shape="linear").state_dict(), "state: expected dial='q'"),
         (QSchedule(AccuracyLoss(), 1.0, 0.5, 5, shape="cosine").state_dict(), "state: expected shape='linear'"),
         ({"average": None}, "state: expected the entries ['dial', "),
-        ({**before, "start": -1.0}, "start: expected a finite q"),
+        ({**before, "start": math.inf}, "start: expected a finite q"),
         ({**before, "taken": -1}, "taken: expected a whole number ≥ 0"),
         ({**before, "steps": 0, "end": 0.7}, "steps: expected a whole number ≥ 1"),
     ]

@@ -202,7 +202,7 @@ def sum_of_layer(layer: Layer, weight: Tensor, q: float) -> Tensor:
     Args:
         layer: what has the scores.
         weight: (rows,) of the dtype that scores are computed in, without a gradient; 0 where a row does not count.
-        q: the order, ≥ 0.
+        q: the order.
     """
     with torch.autocast(layer.input.device.type, enabled=False):
         if layer.whole:

@@ -61,7 +61,7 @@ class AccuracyLoss(MetricLoss):
         scale: σ > 0, the noise's multiplier, in units of the scores: a number, or a tensor that broadcasts to
             ``scores[..., :1]`` once the classes are last. A number may be set between steps (``training.ScaleSchedule`` does,
             and keeps it in its own ``state_dict``); a ``torch.nn.Parameter`` is learned with the model.
-        q: from metric to loss, ≥ 0. 0 is 1 − accuracy, bounded, flat where the model is far wrong; q ≥ 1 is unbounded there.
+        q: from metric to loss. 0 is 1 − accuracy, bounded, flat where the model is far wrong; q ≥ 1 is unbounded there.
         over: where the mean over samples stands. "batch" gives one number a batch and takes reduction="mean" only.
         margin: caps the lead z_y − z_j that still earns credit; the loss then keeps a positive floor.
         standardize: first give the batch's scores mean 0 and variance 1 (``functional.standardize_scores``); with a

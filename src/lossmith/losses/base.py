@@ -87,7 +87,7 @@ class MetricLoss(ClassificationLoss):
     Args:
         noise: a name (see ``lossmith.noise``), or a ``lossmith.noise.Noise``.
         scale: σ > 0, a number or a tensor.
-        q: from metric to loss, ≥ 0.
+        q: from metric to loss, a finite number.
         process_group: a ``torch.distributed.ProcessGroup`` whose ranks' batches together are the batch; "sum", too, is that of
             all ranks' samples, and DDP's averaged gradient is the whole sum's. ``torch.distributed.group.WORLD`` is None before
             ``init_process_group``, and then means no group. A loss with a group cannot be pickled or deep-copied.

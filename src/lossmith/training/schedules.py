@@ -15,10 +15,10 @@ Shape = Literal["exponential", "linear", "cosine"]
 
 
 class _Schedule:
-    """Moves one attribute of a loss, ``dial``, from start to end; the subclasses say which, and whether it may be 0."""
+    """Moves one attribute of a loss, ``dial``, from start to end; the subclasses say which, and whether it must be > 0."""
 
     dial: ClassVar[str]
-    zero: ClassVar[bool]
+    positive: ClassVar[bool]
 
     def __init__(self, loss: Any, start: float, end: float, steps: int, *, shape: Shape) -> None:
         if not hasattr(loss, self.dial):
@@ -67,12 +67,10 @@ class _Schedule:
         if shape not in get_args(Shape):
             raise ValueError(f"shape: unknown name {shape!r}; {near(str(shape), get_args(Shape))}")
         for name, value in (("start", start), ("end", end)):
-            if self.zero and shape != "exponential":
-                if not 0 <= value < math.inf:
-                    raise ValueError(f"{name}: expected a finite {self.dial} ≥ 0, got {value}")
-            elif not 0 < value < math.inf:
-                remedy = "; a ratio cannot reach 0, shape='linear' and 'cosine' can" if self.zero and value == 0 else ""
-                raise ValueError(f"{name}: expected a finite {self.dial} > 0, got {value}{remedy}")
+            above = " > 0" if self.positive or shape == "exponential" else ""
+            if not math.isfinite(value) or (above and value <= 0):
+                remedy = "" if self.positive or value > 0 else "; ratios stay above 0, shape='linear' and 'cosine' do not"
+                raise ValueError(f"{name}: expected a finite {self.dial}{above}, got {value}{remedy}")
         steps = _whole("steps", steps, 1)
         self.start, self.end, self.steps, self.shape = float(start), float(end), steps, shape
 
@@ -134,7 +132,7 @@ class ScaleSchedule(_Schedule):
     """
 
     dial = "scale"
-    zero = False
+    positive = True
 
     def __init__(self, loss: Any, start: float, end: float, steps: int, *, shape: Shape = "exponential") -> None:
         super().__init__(loss, start, end, steps, shape=shape)
@@ -148,13 +146,13 @@ class QSchedule(_Schedule):
 
     Args:
         loss: any object with an attribute ``q``, such as ``AccuracyLoss``.
-        start: first q, ≥ 0, a pure number.
-        end: last q, ≥ 0.
+        start: first q, a pure number.
+        end: last q.
         steps: how many steps the training has, ≥ 1; after ``steps − 1`` calls of ``step()`` q stays at ``end``.
-        shape: "linear", "cosine" or, if neither end is 0, "exponential".
+        shape: "linear", "cosine" or, if both ends are > 0, "exponential".
 
     Raises:
-        ValueError: a number out of range, an unknown shape, or 0 with shape="exponential".
+        ValueError: a number that is not finite, an unknown shape, or an end ≤ 0 with shape="exponential".
         TypeError: the loss has no q, or one that is a tensor; ``steps`` is no whole number.
 
     Source: of the ramp, for a loss between cross-entropy and 1 − p, arXiv 2302.13344.
@@ -168,7 +166,7 @@ class QSchedule(_Schedule):
     """
 
     dial = "q"
-    zero = True
+    positive = False
 
     def __init__(self, loss: Any, start: float, end: float, steps: int, *, shape: Shape = "linear") -> None:
         super().__init__(loss, start, end, steps, shape=shape)

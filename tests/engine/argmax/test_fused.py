@@ -335,7 +335,7 @@ def test_two_classes_are_those_of_the_formula(dtype: torch.dtype) -> None:
     torch.testing.assert_close(grad.double(), slope, rtol=1e-5 if single else 1e-11, atol=1e-6 if single else 1e-12)
 
 
-@pytest.mark.parametrize("q", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("q", [-9.0, 0.0, 0.5, 0.9])
 @pytest.mark.parametrize("classes", [2, 12])
 def test_hopeless_rows_cost_no_reference(q: float, classes: int) -> None:
     """A target 150 scales behind: p is 0 in floating point, so the loss is 1 / (1 − q) and has no slope."""
