@@ -137,7 +137,7 @@ def check_number(name: str, value: object, kind: str = "a number") -> None:
 def check_order(q: float) -> None:
     """Refuse an order of the q-logarithm that is no finite number."""
     check_number("q", q)
-    if not math.isfinite(q):
+    if not -math.inf < q < math.inf:  # not isfinite, which torch.compile cannot trace
         raise ValueError(f"q: expected a finite number, got {q}; 0 is the metric itself, 1 its negative logarithm")
 
 
