@@ -38,7 +38,7 @@ $(VENV)/.compare: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) '.[compare]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.compare
-	@echo "installing what the tests need into $(VENV)"
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing lossmith and what the tests need into $(VENV)"
 	$(INSTALL) '.[compare,test]'
-	touch $@
+	touch $(VENV)/.compare $@

@@ -114,7 +114,10 @@ def test_against_mpmath(noise: Noise) -> None:
     assert found.item() == pytest.approx(float(mpmath.log(expected)), rel=TOLERANCE[noise])
 
 
-@pytest.mark.parametrize(("df", "lead"), [(1.0, -5e4), (3.0, -3e3), (15.0, -300.0), (15.0, 5e4), (0.5, 2e3)])
+@pytest.mark.parametrize(
+    ("df", "lead"),
+    [(1.0, -5e4), (3.0, -3e3), (15.0, -300.0), (15.0, 5e4), pytest.param(0.5, 2e3, marks=pytest.mark.slow)],
+)
 def test_far_tails_against_mpmath(df: float, lead: float) -> None:
     """Where the panels of the reference do not always reach."""
     with mpmath.workdps(30):
