@@ -13,5 +13,8 @@ def _names_of_examples(doctest_namespace: dict[str, object]) -> None:
     doctest_namespace["torch"] = torch  # which every example may use
 
 
-# The kernels for the GPU need Triton, which comes for few systems.
-collect_ignore = [] if find_spec("triton") else ["src/lossmith/engine/argmax/kernels/cuda.py"]
+NEEDED = {  # by files whose examples are run
+    "src/lossmith/engine/argmax/kernels/cuda.py": "triton",  # comes for few systems
+    "src/lossmith/integrations/transformers.py": "transformers",
+}
+collect_ignore = [path for path, package in NEEDED.items() if not find_spec(package)]

@@ -36,6 +36,7 @@ ORDER = [
     "training",
     "recipe",
     "__init__",  # the public names of the core: what stands below may use them
+    "integrations",
     "data",
     "estimators",
     "catalogue",

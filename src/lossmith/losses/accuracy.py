@@ -368,6 +368,11 @@ class BalancedAccuracyLoss(MetricLoss):
         log_p = checked_log_prob(z, samples.target, self.noise, scale, None, self.ignore_index)
         return mean_of_samples(self, self.over, log_p, self._sample_weight(samples._replace(target=samples.class_index)))
 
+    @property
+    def is_sample_mean(self) -> bool:
+        """False: what a sample weighs depends on how many of its class the batch has."""
+        return False
+
     def _sample_weight(self, samples: Samples) -> Tensor:
         """N w_y / (n_y Σ_k w_k), k over the classes that there are; 0 for a sample that does not count."""
         z, index = samples.scores, samples.target

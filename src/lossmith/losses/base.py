@@ -52,6 +52,11 @@ class ClassificationLoss(nn.Module):
         self.ignore_index = ignore_index
         self.reduction = reduction
 
+    @property
+    def is_sample_mean(self) -> bool:
+        """Whether the loss of a batch is the mean of its samples' own losses, so that batches can be put together."""
+        return not getattr(self, "standardize", False)
+
     def class_weight(self, scores: Tensor) -> Tensor:
         """Weight of each class for scores (…, C), checked; ones where none was given."""
         if self.weight is None:
@@ -125,6 +130,11 @@ class MetricLoss(ClassificationLoss):
         self.scale = scale
         self.q = q
         self.process_group = process_group
+
+    @property
+    def is_sample_mean(self) -> bool:
+        """Whether the loss of a batch is the mean of its samples' own losses; metrics of counts and of rankings are none."""
+        return super().is_sample_mean and getattr(self, "over", "batch") == "sample"
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over the process group."""

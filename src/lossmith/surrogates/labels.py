@@ -94,6 +94,11 @@ class F1WeightedCrossEntropyLoss(_LabelLoss):
     tensor(0.3466)
     """
 
+    @property
+    def is_sample_mean(self) -> bool:
+        """False: the weights come from the whole batch."""
+        return False
+
     @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores (N,) or (N, d1, …) against labels of the same shape."""
