@@ -16,5 +16,6 @@ def _names_of_examples(doctest_namespace: dict[str, object]) -> None:
 NEEDED = {  # by files whose examples are run
     "src/lossmith/engine/argmax/kernels/cuda.py": "triton",  # comes for few systems
     "src/lossmith/integrations/transformers.py": "transformers",
+    "src/lossmith/integrations/trl.py": "trl",
 }
 collect_ignore = [path for path, package in NEEDED.items() if not find_spec(package)]

@@ -156,10 +156,10 @@ class TrainerLoss:
 
 
 class LossSchedule(transformers.TrainerCallback):
-    """Moves the dials of a ``TrainerLoss`` over the steps of a training: likelihood first, the metric after.
+    """Moves the dials of a loss over the steps of a training: likelihood first, the metric after.
 
     Args:
-        loss: what Trainer has as ``compute_loss_func``.
+        loss: what Trainer has as ``compute_loss_func``, or the loss that ``integrations.trl.MetricSFTTrainer`` has.
         q, scale: (start, end) of each dial that moves, as in ``training.QSchedule`` and ``ScaleSchedule``.
         shape: "linear", "cosine" or, for dials above 0, "exponential".
 
@@ -175,7 +175,7 @@ class LossSchedule(transformers.TrainerCallback):
 
     def __init__(
         self,
-        loss: TrainerLoss,
+        loss: TrainerLoss | nn.Module,
         *,
         q: tuple[float, float] | None = None,
         scale: tuple[float, float] | None = None,
@@ -183,7 +183,8 @@ class LossSchedule(transformers.TrainerCallback):
     ) -> None:
         if q is None and scale is None:
             raise ValueError("q, scale: expected (start, end) of one of them, got none")
-        self.loss, self.q, self.scale, self.shape = loss, q, scale, shape
+        self.loss = loss.loss if isinstance(loss, TrainerLoss) else loss
+        self.q, self.scale, self.shape = q, scale, shape
         self.schedules: list[QSchedule | ScaleSchedule] = []
         self._make(1)  # so that what is wrong is said before the training
 
@@ -197,9 +198,9 @@ class LossSchedule(transformers.TrainerCallback):
     def _make(self, steps: int) -> None:
         self.schedules = []
         if self.q is not None:
-            self.schedules.append(QSchedule(self.loss.loss, *self.q, steps, shape=self.shape))
+            self.schedules.append(QSchedule(self.loss, *self.q, steps, shape=self.shape))
         if self.scale is not None:
-            self.schedules.append(ScaleSchedule(self.loss.loss, *self.scale, steps, shape=self.shape))
+            self.schedules.append(ScaleSchedule(self.loss, *self.scale, steps, shape=self.shape))
 
     def _go_to(self, step: int) -> None:
         for schedule in self.schedules:
