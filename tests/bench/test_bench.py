@@ -232,3 +232,19 @@ def test_linear_measures_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "→ 5 classes" in CliRunner().invoke(cli, [*asked, "--noise", "gumbel"]).stdout
     refused = CliRunner().invoke(cli, [*asked, "--classes", "1"])
     assert str(refused.exception) == "--classes: expected at least 2, got 1"
+
+
+def test_trainer_measures_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    from lossmith.bench import speed_trainer
+
+    for name, value in (("SECONDS", 0.0), ("BATCH", 2), ("TOKENS", 4), ("WIDTH", 8), ("LAYERS", 1)):
+        monkeypatch.setattr(speed_trainer, name, value)
+    asked = ["bench", "trainer", "--classes", "5"]
+    outcome = json.loads(CliRunner().invoke(cli, [*asked, "--json"]).stdout)
+    assert {speed_trainer.BASE, "TrainerLoss(gumbel, q=0)", "TrainerLoss(gumbel, q=0), fused"} <= set(outcome["results"])
+    assert all(cost["low"] <= cost["median"] <= cost["high"] for cost in outcome["results"].values())
+    assert "5 entries" in CliRunner().invoke(cli, asked).stdout
+    monkeypatch.setattr("lossmith.cli.bench.find_spec", lambda name: None)
+    refused = CliRunner().invoke(cli, asked)
+    assert "pip install 'lossmith[transformers]'" in str(refused.exception)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
 from lossmith.cli.screen import check_metric, check_paths, print_table, progress
 from lossmith.errors import InputError, PerformanceWarning
+
+
+def check_noise(noise: str) -> None:
+    """Refuse a name that no noise has."""
+    from lossmith import noise as noises
+
+    try:
+        noises.get(noise)
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
 
 
 @click.group(no_args_is_help=True)
@@ -67,14 +78,10 @@ def kernels(
     """
     import torch
 
-    from lossmith import noise as noises
     from lossmith.bench import speed_argmax as study
     from lossmith.bench import subjects
 
-    try:
-        noises.get(noise)
-    except ValueError as error:
-        raise InputError(f"--{error}") from None
+    check_noise(noise)
     if classes and min(classes) < 2:
         raise InputError(f"--classes: expected at least 2, got {min(classes)}")
     chosen = subjects.chosen(names)
@@ -107,13 +114,9 @@ def linear(rows: int, hidden: int, classes: int, noise: str, as_json: bool) -> N
 
     Memory is the most that is held at once beyond what was held before, gradients included. Takes some minutes.
     """
-    from lossmith import noise as noises
     from lossmith.bench import speed_linear as study
 
-    try:
-        noises.get(noise)
-    except ValueError as error:
-        raise InputError(f"--{error}") from None
+    check_noise(noise)
     for name, value, least in (("rows", rows, 1), ("hidden", hidden, 1), ("classes", classes, 2)):
         if value < least:
             raise InputError(f"--{name}: expected at least {least}, got {value}")
@@ -123,6 +126,30 @@ def linear(rows: int, hidden: int, classes: int, noise: str, as_json: bool) -> N
         print(json.dumps(study.as_json(costs), indent=2))
     else:
         print_table(study.title(rows, hidden, classes), *study.table(costs))
+
+
+@bench.command(short_help="A step of transformers' Trainer, with its own loss and with ours.")
+@click.option("--classes", type=int, default=32_000, show_default=True, metavar="C", help="Entries of the vocabulary.")
+@click.option("--noise", default="gumbel", show_default=True, metavar="NAME", help="The loss's noise.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of a table.")
+def trainer(classes: int, noise: str, as_json: bool) -> None:
+    """Print what a step of a small language model costs by Trainer's own loss, by TrainerLoss, and with the last layer fused.
+
+    Memory is the most that a step holds at once beyond what was held before, gradients included. Takes a minute.
+    """
+    check_noise(noise)
+    if classes < 2:
+        raise InputError(f"--classes: expected at least 2, got {classes}")
+    if not find_spec("transformers") or not find_spec("accelerate"):
+        raise InputError("bench trainer: needs transformers and accelerate; pip install 'lossmith[transformers]'")
+    from lossmith.bench import speed_linear, speed_trainer
+
+    with progress("trainer", 4) as show:
+        costs = speed_trainer.measure(classes, noise, show)
+    if as_json:
+        print(json.dumps(speed_linear.as_json(costs), indent=2))
+    else:
+        print_table(speed_trainer.title(classes), *speed_linear.table(costs))
 
 
 @bench.command(short_help="Time of the expected AUC beside a sort's.")
