@@ -14,10 +14,10 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from lossmith.functional.linear import layer_of, sum_of_layer
+from lossmith.integrations.dials import Dials, Ends
 from lossmith.losses import AccuracyLoss, LinearAccuracyLoss
 from lossmith.losses.base import ClassificationLoss
 from lossmith.parallel import samples as groups
-from lossmith.training import QSchedule, ScaleSchedule
 from lossmith.training.schedules import Shape
 
 OLDEST = "4.46"  # the first whose Trainer has compute_loss_func
@@ -177,34 +177,18 @@ class LossSchedule(transformers.TrainerCallback):
         self,
         loss: TrainerLoss | nn.Module,
         *,
-        q: tuple[float, float] | None = None,
-        scale: tuple[float, float] | None = None,
+        q: Ends | None = None,
+        scale: Ends | None = None,
         shape: Shape = "linear",
     ) -> None:
-        if q is None and scale is None:
-            raise ValueError("q, scale: expected (start, end) of one of them, got none")
-        self.loss = loss.loss if isinstance(loss, TrainerLoss) else loss
-        self.q, self.scale, self.shape = q, scale, shape
-        self.schedules: list[QSchedule | ScaleSchedule] = []
-        self._make(1)  # so that what is wrong is said before the training
+        self.dials = Dials(loss.loss if isinstance(loss, TrainerLoss) else loss, q, scale, shape)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._make(max(state.max_steps, 1))
-        self._go_to(state.global_step)
+        self.dials.start(max(state.max_steps, 1))
+        self.dials.go_to(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._go_to(state.global_step)
-
-    def _make(self, steps: int) -> None:
-        self.schedules = []
-        if self.q is not None:
-            self.schedules.append(QSchedule(self.loss, *self.q, steps, shape=self.shape))
-        if self.scale is not None:
-            self.schedules.append(ScaleSchedule(self.loss, *self.scale, steps, shape=self.shape))
-
-    def _go_to(self, step: int) -> None:
-        for schedule in self.schedules:
-            schedule.load_state_dict({**schedule.state_dict(), "taken": step})
+        self.dials.go_to(state.global_step)
 
 
 class DeferredLinear(nn.Linear):
