@@ -97,6 +97,28 @@ def memories(group: Any, sizes: list[int]) -> list[Tensor]:
     return found
 
 
+COUNTED = (lossmith.FBetaLoss, "multiclass"), (lossmith.BalancedAccuracyLoss, "multiclass"), (AUCLoss, "binary")
+
+
+def counted(group: Any, sizes: list[int]) -> list[list[float]]:
+    """Of each loss: what it counts over its group, and what a torchmetrics metric sums over ranks by itself, twice."""
+    found = []
+    for make, kind in COUNTED:
+        scores, target = scores_to_count(kind)
+        own = scores.split(sizes)[dist.get_rank(group)], target.split(sizes)[dist.get_rank(group)]
+        loss = make(process_group=group)
+        metric = loss.counted_metric()
+        for x, y in zip(own[0].split(2), own[1].split(2), strict=True):
+            metric.update(x, y)
+        found.append([loss.counted(*own).item(), metric.compute().item(), metric.compute().item()])
+    return found
+
+
+def scores_to_count(kind: str) -> Batch:
+    scores, target = random_scores(N, CLASSES, seed=4), target_of("classes", N, CLASSES, seed=4)
+    return (scores[:, 0], target % 2) if kind == "binary" else (scores, target)
+
+
 def refusals(group: Any) -> list[str]:
     """What losses with a group raise under torch.func."""
     found, scores, target = [], torch.zeros(2, 3), torch.tensor([0, 1])
@@ -177,6 +199,15 @@ def test_every_rank_remembers_the_same_in_rank_order(ranks: Ranks) -> None:
         for first, second in ranks(world, memories, sizes):
             assert first.tolist() == list(range(12))
             assert second.tolist() == list(range(9, 24))
+
+
+def test_what_is_counted_is_that_of_all_ranks(ranks: Ranks) -> None:
+    world = world_of(ranks)
+    expected = [make().counted(*scores_to_count(kind)).item() for make, kind in COUNTED]
+    for found in ranks(world, counted, SPLITS[len(world)][0][0] if len(world) < 3 else [7, 1, 4]):
+        assert isinstance(found, list), found
+        for value, each in zip(expected, found, strict=True):
+            assert each == pytest.approx([value] * 3, rel=1e-12)
 
 
 def test_torch_func_is_refused(ranks: Ranks) -> None:

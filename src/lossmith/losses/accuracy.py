@@ -19,10 +19,11 @@ from lossmith.inputs import (
     checked_scale,
     divisor,
     in_full_precision,
+    one_hot,
     rows_that_count,
     samples_of,
 )
-from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, mean_of_samples, mean_of_shares
+from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, mean_of_samples, mean_of_shares, sums_of_hits
 from lossmith.maths.qlog import neg_log_q
 from lossmith.noise import Noise
 from lossmith.parallel import classes as distributed
@@ -176,6 +177,11 @@ class AccuracyLoss(MetricLoss):
             return result
         return self._mean(result if poison is None else result + poison, samples)
 
+    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The weight of right answers, and of all, (2,)."""
+        samples = samples_of(scores, target, self.ignore_index).settled()
+        return sums_of_hits(self, samples, one_hot(samples.scores.argmax(-1), samples.scores.shape[-1]))
+
     def _mean(self, log_p: Tensor, samples: Samples) -> Tensor:
         """The loss of log p (…), 0 where a sample does not count."""
         if self.over == "sample" and self.weight is None:
@@ -298,6 +304,13 @@ class TopKAccuracyLoss(MetricLoss):
         log_p = self._log_prob(z, samples.target, self.scale)
         return mean_of_samples(self, self.over, log_p, self.sample_weight(samples))
 
+    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The weight of the samples whose target is among the k highest, and of all, (2,)."""
+        samples = samples_of(scores, target, self.ignore_index).settled()
+        first = samples.scores.topk(checked_rank(self.k, samples.scores.shape[-1])).indices
+        hits = torch.zeros_like(samples.scores, dtype=torch.bool).scatter(-1, first, True)
+        return sums_of_hits(self, samples, hits)
+
     def _log_prob(self, scores: Tensor, index: Tensor, scale: float | Tensor) -> Tensor:
         return functional.topk_log_prob(scores, index, self.k, noise=self.noise, scale=scale)
 
@@ -372,6 +385,19 @@ class BalancedAccuracyLoss(MetricLoss):
     def is_sample_mean(self) -> bool:
         """False: what a sample weighs depends on how many of its class the batch has."""
         return False
+
+    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Right answers and samples of each class, (2, C); class probabilities count in part."""
+        samples = samples_of(scores, target, self.ignore_index).settled()
+        share = samples.share().double()
+        hits = one_hot(samples.scores.argmax(-1), samples.scores.shape[-1])
+        return torch.stack([(share * hits).flatten(0, -2).sum(0), share.flatten(0, -2).sum(0)])
+
+    def counted_of(self, sums: Tensor) -> Tensor:
+        """The weighted mean, over the classes that have samples, of the share that is right."""
+        right, count = sums
+        importance = torch.where(count > 0, self.class_weight(sums), 0.0)
+        return (importance * right / divisor(count)).sum() / divisor(importance.sum())
 
     def _sample_weight(self, samples: Samples) -> Tensor:
         """N w_y / (n_y Σ_k w_k), k over the classes that there are; 0 for a sample that does not count."""

@@ -5,7 +5,7 @@ The equations (N…) are in ``docs/how/numbers.md``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from lossmith.parallel import samples as groups
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from lossmith.losses.counted_metric import CountedMetric
 
 Reduction = Literal["mean", "sum", "none"]
 Over = Literal["sample", "batch"]
@@ -107,6 +109,8 @@ class MetricLoss(ClassificationLoss):
     ``AccuracyLoss`` and of closed forms raise NotImplementedError.
     """
 
+    counts_sums: ClassVar[bool] = True  # whether the metric is made of sums over samples
+    higher_is_better: ClassVar[bool] = True  # of the metric
     DIALS: ClassVar[tuple[str, ...]] = ("noise", "scale", "q", "over")  # what the module's text shows
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
 
@@ -135,6 +139,35 @@ class MetricLoss(ClassificationLoss):
     def is_sample_mean(self) -> bool:
         """Whether the loss of a batch is the mean of its samples' own losses; metrics of counts and of rankings are none."""
         return super().is_sample_mean and getattr(self, "over", "batch") == "sample"
+
+    @torch.no_grad()
+    def counted(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The metric itself, of the classifier without noise, in float64: what 1 − loss tends to for scale → 0 and q = 0.
+
+        Of the batches of all ranks, where there is a ``process_group``. Equal scores go to the first class. A sum over nothing
+        is 0.
+        """
+        return self.counted_of(self.total(self.counted_sums(scores, target)))
+
+    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+        """What ``counted`` needs of a batch, float64, if the loss ``counts_sums``: statistics that add up over batches."""
+        raise NotImplementedError(f"{type(self).__name__}: its metric needs all scores at once; call counted with them")
+
+    def counted_metric(self, **kwargs: Any) -> CountedMetric:
+        """``counted`` as a ``torchmetrics.Metric``, over many batches and all ranks; ``kwargs`` are those of that class.
+
+        Raises:
+            ImportError: torchmetrics is not installed.
+        """
+        try:
+            from lossmith.losses.counted_metric import CountedMetric
+        except ModuleNotFoundError:
+            raise ImportError("counted_metric: needs torchmetrics; pip install torchmetrics") from None
+        return CountedMetric(self, **kwargs)
+
+    def counted_of(self, sums: Tensor) -> Tensor:
+        """The metric of such sums: by default of the weight of what is right, and of all."""
+        return sums[0] / divisor(sums[1])
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over the process group."""
@@ -177,6 +210,24 @@ def mean_of_shares(loss: MetricLoss, over: Over, log_p: Tensor, mass: Tensor, to
     # What weighs nothing must not reach the loss: where that is infinite, 0 times its gradient is nan.
     log_p = torch.where(mass == 0, 0.0, log_p)
     return loss.reduce((mass * neg_log_q(log_p, loss.q)).sum(-1), total_weight)
+
+
+def sums_of_hits(loss: ClassificationLoss, samples: Samples, hits: Tensor) -> Tensor:
+    """Σ weight · the target's share in the classes that are hit, and Σ weight, (2,) float64.
+
+    Args:
+        loss: which has the weights.
+        samples: settled.
+        hits: (…, C) bool: the classes whose samples would be right.
+    """
+    if samples.fractional:
+        mass, total = loss.class_mass(samples, 0.0)
+        right = (mass * hits).sum(dtype=torch.float64)
+    else:
+        weight = loss.sample_weight(samples)
+        right = (weight * hits.gather(-1, samples.target.unsqueeze(-1)).squeeze(-1)).sum(dtype=torch.float64)
+        total = weight.sum(dtype=torch.float64)
+    return torch.stack([right, total.double()])
 
 
 def log_q_of_mean(loss: MetricLoss, log_p: Tensor, mass: Tensor) -> Tensor:

@@ -228,17 +228,18 @@ class ConfusionLoss(MetricLoss):
         loss = functional.neg_log_q(torch.where(has_target, log_m, 0.0), self.q)
         return torch.where(has_target, loss, 0.0).to(scores.dtype)
 
-    @torch.no_grad()
-    def counted(self, scores: Tensor, target: Tensor) -> Tensor:
-        """The metric itself of the classifier without noise, in float64; for average="none" 0 without a target."""
+    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+        """tp, fp, fn and tn of each class, (4, C)."""
         rows = self._rows(scores, target)
         z = rows.scores
         predicted = z > 0 if rows.multilabel else one_hot(z.argmax(-1), z.shape[-1])
         if rows.target.dim() == 1:
-            found, _ = counts_of_classes(rows, torch.where(predicted, 0.0, -math.inf).to(z), self.needs_tn)
-        else:
-            found = counts_of_rows(rows, predicted.double(), 1 - predicted.double())
-        counts, support, has_target = self._select(Counts(*self.total(found)))
+            return counts_of_classes(rows, torch.where(predicted, 0.0, -math.inf).to(z), self.needs_tn)[0]
+        return counts_of_rows(rows, predicted.double(), 1 - predicted.double())
+
+    def counted_of(self, sums: Tensor) -> Tensor:
+        """The metric of these counts; for average="none" 0 without a target."""
+        counts, support, has_target = self._select(Counts(*sums))
         m = torch.where(has_target, self.of_counts(counts), 0.0)
         if self.average in ("macro", "weighted"):
             class_weight = has_target.to(m) if self.average == "macro" else support

@@ -62,6 +62,7 @@ class CostLoss(MetricLoss):
     tensor(2.7500)
     """
 
+    higher_is_better = False
     cost: Tensor | None
 
     def __init__(
@@ -114,6 +115,15 @@ class CostLoss(MetricLoss):
         costs = cost.movedim(1 if cost.dim() > 1 else 0, -1).to(z).masked_fill(~samples.keep.unsqueeze(-1), 0.0)
         _check_costs(costs)
         return self._of_costs(z, costs, weight)
+
+    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The weighted cost of the decisions, and the weight of all, (2,). By ``cost`` of the constructor."""
+        if self.cost is None:
+            raise TypeError("cost: expected a matrix at the constructor to count by, got none")
+        samples = samples_of(scores, target, self.ignore_index).settled()
+        decision = samples.scores.argmax(-1, keepdim=True)
+        costs, weight = self._rows(samples).gather(-1, decision).squeeze(-1), self.sample_weight(samples)
+        return torch.stack([(weight * costs).sum(dtype=torch.float64), weight.sum(dtype=torch.float64)])
 
     def _rows(self, samples: Samples) -> Tensor:
         """The costs of each sample's decisions, (…, C)."""

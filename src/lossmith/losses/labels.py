@@ -70,6 +70,14 @@ class SubsetAccuracyLoss(MetricLoss):
         check_mean(over, reduction)
         self.over = over
 
+    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The samples whose labels are all right, and all, (2,)."""
+        z, share, keep = labels_of(scores, target, self.ignore_index)
+        share = share.double()
+        right = torch.where(keep, torch.where(z > 0, share, 1 - share), 1.0).prod(-1)
+        counts = keep.any(-1).double()
+        return torch.stack([(counts * right).sum(), counts.sum()])
+
     @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of a score and a target for each label."""

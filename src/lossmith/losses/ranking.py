@@ -60,6 +60,7 @@ class RankingLoss(MetricLoss):
         TypeError, ValueError: an argument out of range; wrong dtypes or shapes.
     """
 
+    counts_sums = False
     DIALS = ("task", "average", "noise", "scale", "q")
 
     def __init__(
@@ -103,7 +104,7 @@ class RankingLoss(MetricLoss):
     @in_full_precision
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch of scores and targets."""
-        z, positive, keep = self._columns(scores, target)
+        z, positive, keep = self.columns(scores, target)
         if self.process_group is not None or self.memory.size:
             z = groups.gathered(z, self.process_group)
             state = groups.gathered(torch.stack([positive, keep], -1).to(torch.uint8), self.process_group)
@@ -127,7 +128,37 @@ class RankingLoss(MetricLoss):
         log_mean = torch.where(valid.any(), torch.where(valid.any(), terms, 0.0).logsumexp(0), 0.0)
         return neg_log_q(log_mean, self.q).to(scores.dtype) + zero
 
-    def _columns(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def counted(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The metric itself, of the scores without noise, in float64; equal scores rank as scikit-learn has it.
+
+        Without ``memory``; of the batches of all ranks, where there is a ``process_group``. 0 where no ranking has both
+        positives and negatives.
+        """
+        z, positive, keep = self.columns(scores, target)
+        z = groups.gathered(z, self.process_group)
+        positive, keep = (
+            groups.gathered(torch.stack([positive, keep], -1).to(torch.uint8), self.process_group).bool().unbind(-1)
+        )
+        if self.average == "micro":
+            z, positive, keep = z.reshape(-1, 1), positive.reshape(-1, 1), keep.reshape(-1, 1)
+        values, support = [], []
+        for scores_of, is_positive, counts in zip(z.double().T, positive.T, keep.T, strict=True):
+            high, low = scores_of[counts & is_positive], scores_of[counts & ~is_positive]
+            valid = len(high) > 0 and len(low) > 0
+            values.append(self.counted_ranking(high, low) if valid else z.new_zeros((), dtype=torch.float64))
+            support.append(len(high) if valid else 0)
+        m, count = torch.stack(values), torch.tensor(support, dtype=torch.float64, device=z.device)
+        if self.average == "none":
+            return m
+        share = count if self.average == "weighted" else (count > 0).double()
+        return (share * m).sum() / divisor(share.sum())
+
+    @abstractmethod
+    def counted_ranking(self, high: Tensor, low: Tensor) -> Tensor:
+        """The metric () of the scores of positives (P,) and of negatives (N,), both float64, P and N ≥ 1."""
+
+    def columns(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (n, K), positives (n, K) bool, and the samples that count (n, K) bool; one column for each ranking."""
         if self.task == "multiclass":
             samples = samples_of(scores, target, self.ignore_index)
@@ -225,6 +256,15 @@ class AUCLoss(RankingLoss):
         """log AUC."""
         return log_auc_of_columns
 
+    def counted_ranking(self, high: Tensor, low: Tensor) -> Tensor:
+        """The share of pairs in order, ties half, of the highest negatives, a share ``max_fpr`` of all."""
+        hardest = low.sort(descending=True).values
+        weight = (self.number * len(low) - torch.arange(len(low), dtype=low.dtype, device=low.device)).clamp(0, 1)
+        below = torch.cat([weight.new_zeros(1), weight.flip(0).cumsum(0)])  # of the lowest so many
+        ascending = hardest.flip(0).contiguous()
+        won = below[torch.searchsorted(ascending, high)] + below[torch.searchsorted(ascending, high, right=True)]
+        return won.mean() / 2 / below[-1]
+
     @property
     def number(self) -> float:  # type: ignore[override]
         """α, the share of the negatives that counts."""
@@ -253,3 +293,8 @@ class AveragePrecisionLoss(RankingLoss):
     def of_columns(self) -> Callable[..., Tensor]:
         """log AP."""
         return log_precision_of_columns
+
+    def counted_ranking(self, high: Tensor, low: Tensor) -> Tensor:
+        """The mean, over positives, of the precision among the scores that are at least the positive's."""
+        positives, negatives = (len(x) - torch.searchsorted(x.sort().values, high) for x in (high, low))
+        return (positives.double() / (positives + negatives)).mean()
