@@ -15,6 +15,7 @@ def _names_of_examples(doctest_namespace: dict[str, object]) -> None:
 
 NEEDED = {  # by files whose examples are run
     "src/lossmith/engine/argmax/kernels/cuda.py": "triton",  # comes for few systems
+    "src/lossmith/integrations/lightgbm.py": "lightgbm",
     "src/lossmith/integrations/lightning.py": "lightning",
     "src/lossmith/integrations/transformers.py": "transformers",
     "src/lossmith/integrations/trl.py": "trl",
