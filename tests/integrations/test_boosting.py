@@ -268,7 +268,11 @@ def test_catboost(table: Any) -> None:
         (lambda: BoostingObjective(AccuracyLoss(scale=torch.ones(()))), TypeError, "^scale: expected a number"),
         (lambda: BoostingObjective(AUCLoss(memory=5)), ValueError, "^process_group, memory: expected none"),
         (lambda: BoostingObjective(AccuracyLoss(), step=0.0), ValueError, "^step: expected a number > 0, got 0.0"),
-        (lambda: BoostingObjective(AUCLoss())([1.0, 2.0], np.zeros(2)), ValueError, "^target: expected 0 or 1"),
+        (
+            lambda: BoostingObjective(AUCLoss())([1.0, 2.0], np.zeros(2)),
+            ValueError,
+            "^target: expected class indices from 0 to 1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(make: Any, error: Any, message: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lossmith.functional import argmax_log_prob
+from lossmith.inputs import check_target_values
+from lossmith.integrations.two_classes import derivatives_of_counts, derivatives_of_rows, rows_of
 from lossmith.losses import AccuracyLoss, BalancedAccuracyLoss
 from lossmith.losses.base import MetricLoss
 from lossmith.losses.confusion_matrix import ConfusionLoss
@@ -50,7 +50,8 @@ class BoostingObjective:
         TypeError, ValueError: a loss with a ``process_group``, ``memory`` or a tensor as ``scale``; row weights beside a
             ranking; ``catboost`` of a metric of all rows, since CatBoost shows an objective a thousand rows at a time.
 
-    Cost: the loss's own on all rows, and for two classes a second derivative in closed form.
+    Cost: for two classes closed forms, with Gumbel and normal noise a few passes over the rows; rankings and several classes
+    cost what the loss costs.
     Source: Newton boosting: Friedman, Hastie & Tibshirani, Annals of Statistics 28 (2000). The floor is worked out above.
 
     >>> g, h = BoostingObjective(AccuracyLoss(q=1))(np.array([1.0, 0.0]), np.array([0.0, 2.0]))
@@ -84,24 +85,30 @@ class BoostingObjective:
     def derivatives(self, raw: Any, target: Any, sample_weight: Any = None) -> tuple[Floats, Floats]:
         """∂L/∂s and h, both of the shape and the float type of the raw scores."""
         scores, index = _tensors(raw, target)
-        scores.requires_grad_()
         weight = None if sample_weight is None else torch.as_tensor(np.asarray(sample_weight)).to(scores)
-        if self._separable and scores.dim() == 1:
-            total = self._sum(_columns(scores), index, weight)
-            (gradient,) = torch.autograd.grad(total, scores, create_graph=True)
-            curvature: Tensor | None = torch.autograd.grad(gradient.sum(), scores)[0]
-            gradient = gradient.detach()
-        else:
-            single = isinstance(self.loss, RankingLoss) or self._binary
-            given = scores if scores.dim() > 1 or single else _columns(scores)
-            (gradient,) = torch.autograd.grad(self._sum(given, index, weight), scores)
-            curvature = self._curvature(scores.detach(), index, weight, gradient)
+        gradient, curvature = self._derivatives(scores, index, weight)
         if curvature is None:
             second = gradient.abs() / (min(self.step, 1.0) * self.loss.scale)
         else:
             second = torch.maximum(curvature, gradient.abs() / (self.step * self.loss.scale))
-        second = second.clamp_min(LEAST)
-        return gradient.numpy(), second.numpy()
+        return gradient.numpy(), second.clamp_min(LEAST).numpy()
+
+    def _derivatives(self, scores: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """∂L/∂s, and c of the documentation where it is known."""
+        if scores.dim() == 1:
+            check_target_values(target, 2, self.loss.ignore_index)
+            known = rows_of(self.loss, target)
+            if known is not None:
+                of_class, each = known[0], known[1].to(scores) if weight is None else known[1].to(scores) * weight
+                first, second = derivatives_of_rows(scores, of_class, self.loss)
+                return each * first, each * second
+            if isinstance(self.loss, ConfusionLoss) and self._binary and not self.loss.label_smoothing:
+                return derivatives_of_counts(scores, target, weight, self.loss)
+        scores = scores.requires_grad_()
+        single = isinstance(self.loss, RankingLoss) or self._binary
+        given = scores if scores.dim() > 1 or single else _columns(scores)
+        (gradient,) = torch.autograd.grad(self._sum(given, target, weight), scores)
+        return gradient, self._curvature(scores.detach(), target, weight)
 
     @property
     def _separable(self) -> bool:
@@ -123,19 +130,17 @@ class BoostingObjective:
             raise ValueError(f"sample_weight: {type(self.loss).__name__} ranks all rows alike; leave the weights out")
         return len(target) * self.loss(scores, target, weight)
 
-    def _curvature(self, scores: Tensor, target: Tensor, weight: Tensor | None, gradient: Tensor) -> Tensor | None:
-        """c of the documentation, where it is known."""
+    def _curvature(self, scores: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
+        """c of several classes."""
         loss, sigma = self.loss, self.loss.scale
-        if self._binary and scores.dim() == 1:
-            return gradient * _bend(scores, loss)
         plain = isinstance(loss, AccuracyLoss) and loss.margin is None and not loss.label_smoothing
-        if plain and loss.is_sample_mean and isinstance(loss.noise, Gumbel):
-            p = (scores / sigma).softmax(-1)
-            own = torch.nn.functional.one_hot(target, scores.shape[-1]).to(p)
-            slope = p.gather(-1, target.unsqueeze(-1)) ** (1 - loss.q) * loss.class_weight(scores)[target].unsqueeze(-1)
-            slope = slope if weight is None else slope * weight.unsqueeze(-1)
-            return slope * (p * (1 - p) - (1 - loss.q) * (own - p).square()) / sigma**2
-        return None
+        if not (plain and loss.is_sample_mean and isinstance(loss.noise, Gumbel) and scores.dim() > 1):
+            return None
+        p = (scores / sigma).softmax(-1)
+        own = torch.nn.functional.one_hot(target, scores.shape[-1]).to(p)
+        slope = p.gather(-1, target.unsqueeze(-1)) ** (1 - loss.q) * loss.class_weight(scores)[target].unsqueeze(-1)
+        slope = slope if weight is None else slope * weight.unsqueeze(-1)
+        return slope * (p * (1 - p) - (1 - loss.q) * (own - p).square()) / sigma**2
 
     # What early stopping watches
 
@@ -240,15 +245,3 @@ def _tensors(raw: Any, target: Any) -> tuple[Tensor, Tensor]:
 def _columns(scores: Tensor) -> Tensor:
     """One score s as the scores (0, s) of two classes."""
     return torch.stack([torch.zeros_like(scores), scores], 1)
-
-
-def _bend(scores: Tensor, loss: MetricLoss) -> Tensor:
-    """p″/p′ of p = P(class 1 wins) at raw scores (n,): how fast a row's share in the metric bends."""
-    leaf = scores.double().requires_grad_()
-    one = torch.ones(len(leaf), dtype=torch.int64)
-    p = argmax_log_prob(_columns(leaf), one, noise=loss.noise, scale=loss.scale).exp()
-    (first,) = torch.autograd.grad(p.sum(), leaf, create_graph=True)
-    (second,) = torch.autograd.grad(first.sum(), leaf)
-    first = first.detach()
-    far = -leaf.detach().sign() / loss.scale  # where p is flat to rounding
-    return torch.where(first > math.sqrt(LEAST), second / first.clamp_min(LEAST), far).to(scores)

@@ -212,7 +212,10 @@ class ConfusionLoss(MetricLoss):
         rows = self._rows(scores, target)
         if sample_weight is not None:
             rows = rows._replace(weight=rows.weight * _column(sample_weight, rows.weight))
-        counts, log_tp = self._expected_counts(rows)
+        return self.loss_of_counts(*self._expected_counts(rows)).to(scores.dtype)
+
+    def loss_of_counts(self, counts: Counts, log_tp: Tensor) -> Tensor:
+        """The loss, float64, of expected counts (C,) and log tp (C,)."""
         if self.average == "micro":
             log_tp = log_tp.logsumexp(0)
         elif self.average == "binary":
@@ -226,7 +229,7 @@ class ConfusionLoss(MetricLoss):
             has_target = has_target.any()
             log_m = torch.where(has_target, terms, 0.0).logsumexp(0)
         loss = functional.neg_log_q(torch.where(has_target, log_m, 0.0), self.q)
-        return torch.where(has_target, loss, 0.0).to(scores.dtype)
+        return torch.where(has_target, loss, 0.0)
 
     def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
         """tp, fp, fn and tn of each class, (4, C)."""
