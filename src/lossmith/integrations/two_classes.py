@@ -70,9 +70,9 @@ def derivatives_of_rows(scores: Tensor, of_class: Tensor, loss: MetricLoss) -> t
 
 
 def derivatives_of_counts(scores: Tensor, target: Tensor, weight: Tensor | None, loss: ConfusionLoss) -> tuple[Tensor, Tensor]:
-    """n times the first derivative of a metric of binary counts in raw scores (n,), and of the second what a held metric leaves.
+    """n times the first derivative of a metric of binary counts in raw scores (n,), and the second while its slope is held.
 
-    A row's share enters the counts by two numbers alone: tp and fn of a positive, fp and tn of a negative.
+    A row enters the counts by two of them alone: tp and fn if it is positive, else fp and tn.
     """
     lead = lead_of(scores / float(loss.scale), loss.noise)
     rest = lead_of(-scores / float(loss.scale), loss.noise)
