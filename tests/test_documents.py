@@ -13,6 +13,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"
 BLOCKS = [(path.name, block) for path in DOCUMENTS for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)]
 
 
+@pytest.mark.filterwarnings("ignore:.*treespec", "ignore:.*dataloader")  # of Lightning's
 @pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])
 def test_python_block_runs(name, block):
     exec(compile(block, name, "exec"), {})
