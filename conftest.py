@@ -17,6 +17,7 @@ NEEDED = {  # by files whose examples are run
     "src/lossmith/engine/argmax/kernels/cuda.py": "triton",  # comes for few systems
     "src/lossmith/integrations/lightgbm.py": "lightgbm",
     "src/lossmith/integrations/lightning.py": "lightning",
+    "src/lossmith/integrations/sentence_transformers.py": "sentence_transformers",
     "src/lossmith/integrations/transformers.py": "transformers",
     "src/lossmith/integrations/trl.py": "trl",
 }
