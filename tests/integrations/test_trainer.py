@@ -198,6 +198,15 @@ def test_a_padded_vocabulary_is_cut() -> None:
         TrainerLoss(AccuracyLoss(), num_classes=9)(CausalLMOutput(logits=logits), labels + 5)
 
 
+def test_a_padded_vocabulary_is_cut_from_a_fused_layer() -> None:
+    model, labels = language_model(tied=False).train(), torch.randint(40, (2, 9))
+    expected = TrainerLoss(AccuracyLoss(), num_classes=40)(model(input_ids=labels), labels, 16)
+    found = TrainerLoss(AccuracyLoss(), num_classes=40, fuse=model)(model(input_ids=labels), labels, 16)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    for slope, other in zip(*(torch.autograd.grad(x, list(model.parameters())) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(slope, other, rtol=1e-9, atol=1e-14)
+
+
 def test_where_no_label_counts_the_loss_is_0_and_says_so() -> None:
     logits = torch.randn(2, 5, 7, requires_grad=True)
     labels = torch.full((2, 5), -100)

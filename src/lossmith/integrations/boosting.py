@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lossmith.engine.argmax.autograd import NO_TARGET
 from lossmith.inputs import check_target_values
 from lossmith.integrations.two_classes import derivatives_of_counts, derivatives_of_rows, rows_of
 from lossmith.losses import AccuracyLoss, BalancedAccuracyLoss
@@ -96,7 +97,7 @@ class BoostingObjective:
     def _derivatives(self, scores: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """∂L/∂s, and c of the documentation where it is known."""
         if scores.dim() == 1:
-            check_target_values(target, 2, self.loss.ignore_index)
+            check_target_values(target, 2, NO_TARGET)
             known = rows_of(self.loss, target)
             if known is not None:
                 of_class, each = known[0], known[1].to(scores) if weight is None else known[1].to(scores) * weight

@@ -103,7 +103,7 @@ class TrainerLoss:
         if self.of_batch:
             return self._of_batch(scores, target, count, items)
         if self.head is not None and self.head.deferred:
-            total = self.head.sum_of_loss(scores, target, self.loss)
+            total = self.head.sum_of_loss(scores, target, self.loss, self.num_classes)
         else:
             total = self.loss(scores, target)
         if not several:
@@ -124,9 +124,8 @@ class TrainerLoss:
         target = labels.to(scores.device)
         if shift:  # the scores stay in place, and the last of them count for nothing
             target = nn.functional.pad(target, (0, 1), value=self.ignored)[..., 1:]
-        if scores.dtype in (torch.float16, torch.bfloat16) and not (self.head is not None and self.head.deferred):
-            scores = scores.float()
-        if self.num_classes is not None:
+        if self.head is None or not self.head.deferred:
+            scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
             scores = scores[..., : self.num_classes]
         if target.shape == scores.shape:
             return scores, target
@@ -194,6 +193,9 @@ class LossSchedule(transformers.TrainerCallback):
 class DeferredLinear(nn.Linear):
     """A last layer that, in training, hands on what it takes: the loss makes the scores, chunk by chunk."""
 
+    deferred = False  # in the last forward pass
+    autocast: torch.dtype | None = None  # in that pass
+
     def forward(self, input: Tensor) -> Tensor:
         self.deferred = self.training and torch.is_grad_enabled()
         if not self.deferred:
@@ -202,18 +204,19 @@ class DeferredLinear(nn.Linear):
         self.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         return input
 
-    def sum_of_loss(self, input: Tensor, target: Tensor, loss: AccuracyLoss) -> Tensor:
-        """Σ of the loss of input (rows, d) against class indices (rows,)."""
+    def sum_of_loss(self, input: Tensor, target: Tensor, loss: AccuracyLoss, classes: int | None) -> Tensor:
+        """Σ of the loss of input (rows, d) against class indices (rows,), by the first so many classes, or all."""
         if self.weight.shape != (self.out_features, self.in_features):
             text = f"expected the last layer's weight ({self.out_features}, {self.in_features}), got {tuple(self.weight.shape)}"
             raise ValueError(f"fuse: {text}; it is sharded outside the model's forward pass, leave fuse out")
         kind = input.device.type
         with torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
             dials = loss.noise, loss.scale, loss.margin, loss.ignore_index, None
-            layer = layer_of(input, self.weight, target, self.bias, *dials)
+            bias = self.bias if self.bias is None else self.bias[:classes]
+            layer = layer_of(input, self.weight[:classes], target, bias, *dials)
         weight = (layer.target != loss.ignore_index).to(layer.scale)
         if loss.weight is not None:
-            weight = weight * loss.weight.to(weight)[layer.target.clamp(0, self.out_features - 1)]
+            weight = weight * loss.weight.to(weight)[layer.target.clamp(min=0)]
         return sum_of_layer(layer, weight, loss.q)
 
 
