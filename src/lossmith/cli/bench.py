@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from lossmith.cli.screen import check_metric, check_paths, print_table, progress
+from lossmith.cli.screen import check_paths, print_table, progress
 from lossmith.errors import InputError, PerformanceWarning
 
 
@@ -173,22 +173,13 @@ def auc(sizes: tuple[int, ...], as_json: bool) -> None:
         print_table(study.title(), *study.table(results))
 
 
-@bench.command(short_help="Time and gain of MetricClassifierCV beside logistic regression.")
-@click.option("--tables", type=click.Path(path_type=Path), help="A folder of .dat files: gains on them, instead of times.")
+@bench.command(short_help="Time of MetricClassifierCV beside logistic regression's.")
 @click.option("--large", type=int, metavar="ROWS", help="Time and memory of a fit to so many made rows of 20 features instead.")
-@click.option("--metric", default="accuracy", show_default=True, metavar="NAME", help="Of the gains.")
-@click.option("--rows", "most", default=20_000, show_default=True, help="Of a table, at most.")
-@click.option("--seed", default=0, show_default=True, help="Of the outer folds.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A file for finished rows, read when it is there.")
-@click.option("--jobs", default=1, show_default=True, help="Inner folds at the same time.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of tables.")
-def fit(
-    tables: Path | None, large: int | None, metric: str, most: int, seed: int, out: Path | None, jobs: int, as_json: bool
-) -> None:
-    """Print what a fit costs beside LogisticRegressionCV; with --tables, what it gains over logistic regression.
+def fit(large: int | None, as_json: bool) -> None:
+    """Print what a fit costs beside LogisticRegressionCV with as many folds and penalties. Takes some minutes.
 
-    The rival's C is tuned by the metric on the same inner folds, and its decision rule too. Tables are files without a header,
-    the class last, such as the raw files of the KEEL collection. The times take some minutes, 43 tables an hour.
+    What it gains is the study `lossmith reproduce tabular`.
     """
     from lossmith.bench import fit as study
 
@@ -202,23 +193,9 @@ def fit(
             print_table("a fit to made rows", *study.large_table(one))
             print(one.reason)
         return
-    if tables is None:
-        with progress("fit", len(study.SHAPES)) as show:
-            results = list(study.costs(show))
-        if as_json:
-            print(json.dumps([{"data": c.data, "ours": c.ours._asdict(), "logistic": c.logistic._asdict()} for c in results]))
-        else:
-            print_table("fits with ten folds and ten penalties", *study.cost_table(results))
-        return
-    check_metric(metric)
-    paths = study.tables_in(tables)
-    if out:
-        check_paths([out], "--out")
-    with progress("fit", len(paths)) as show:
-        rows = study.gains(paths, metric, most, seed, out, jobs, show)
-    found = study.by_table(rows)
+    with progress("fit", len(study.SHAPES)) as show:
+        results = list(study.costs(show))
     if as_json:
-        print(json.dumps({"rows": rows, "gains": found, "summary": study.summary(found)}, indent=2))
-        return
-    print_table(f"{metric}: gain over tuned logistic regression on the same folds", *study.gain_table(found))
-    print_table("of all tables", ("", ""), [(name, f"{value:.4g}") for name, value in study.summary(found).items()])
+        print(json.dumps([{"data": c.data, "ours": c.ours._asdict(), "logistic": c.logistic._asdict()} for c in results]))
+    else:
+        print_table("fits with ten folds and ten penalties", *study.cost_table(results))
