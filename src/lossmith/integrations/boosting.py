@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lossmith.engine.argmax.autograd import NO_TARGET
 from lossmith.inputs import check_target_values
-from lossmith.integrations.two_classes import derivatives_of_counts, derivatives_of_rows, rows_of
+from lossmith.integrations.two_classes import columns, derivatives_of_counts, derivatives_of_rows, rows_of
 from lossmith.losses import AccuracyLoss, BalancedAccuracyLoss
 from lossmith.losses.base import MetricLoss
 from lossmith.losses.confusion_matrix import ConfusionLoss
@@ -106,9 +106,7 @@ class BoostingObjective:
             if isinstance(self.loss, ConfusionLoss) and self._binary and not self.loss.label_smoothing:
                 return derivatives_of_counts(scores, target, weight, self.loss)
         scores = scores.requires_grad_()
-        single = isinstance(self.loss, RankingLoss) or self._binary
-        given = scores if scores.dim() > 1 or single else _columns(scores)
-        (gradient,) = torch.autograd.grad(self._sum(given, target, weight), scores)
+        (gradient,) = torch.autograd.grad(self._sum(self._as_taken(scores), target, weight), scores)
         return gradient, self._curvature(scores.detach(), target, weight)
 
     @property
@@ -119,6 +117,11 @@ class BoostingObjective:
     @property
     def _binary(self) -> bool:
         return isinstance(self.loss, ConfusionLoss) and self.loss.average == "binary"
+
+    def _as_taken(self, scores: Tensor) -> Tensor:
+        """Raw scores as the loss takes them: one score of two classes stays alone or gets a column for each."""
+        alone = scores.dim() > 1 or isinstance(self.loss, RankingLoss) or self._binary
+        return scores if alone else columns(scores)
 
     def _sum(self, scores: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """The sum of the rows' losses, weighted; n times a metric of all rows."""
@@ -153,19 +156,21 @@ class BoostingObjective:
     def counted(self, raw: Any, target: Any) -> float:
         """The metric itself, of raw scores and class codes."""
         scores, index = _tensors(raw, target)
-        single = isinstance(self.loss, RankingLoss) or self._binary
-        return float(self.loss.counted(scores if scores.dim() > 1 or single else _columns(scores), index))
+        return float(self.loss.counted(self._as_taken(scores), index))
+
+    def _watched(self, first: Any, second: Any) -> tuple[float, bool]:
+        """``counted`` of a caller's arguments, and whether these are those of a function ``train``."""
+        native = hasattr(second, "get_label")
+        return self.counted(first, second.get_label()) if native else self.counted(second, first), native
 
     def lightgbm_metric(self, first: Any, second: Any) -> tuple[str, float, bool]:
         """For LightGBM's ``eval_metric`` and ``feval``: name, value, and whether higher is better."""
-        native = hasattr(second, "get_label")
-        value = self.counted(first, second.get_label()) if native else self.counted(second, first)
+        value, _ = self._watched(first, second)
         return self.name, value, self.loss.higher_is_better
 
     def xgboost_metric(self, first: Any, second: Any) -> Any:
         """For XGBoost's ``eval_metric`` (the value) and ``custom_metric`` (name and value), which go down: 1 − the metric."""
-        native = hasattr(second, "get_label")
-        value = self.counted(first, second.get_label()) if native else self.counted(second, first)
+        value, native = self._watched(first, second)
         value = 1 - value if self.loss.higher_is_better else value
         return (f"1-{self.name}", value) if native else value  # a name without spaces, which end it there
 
@@ -241,8 +246,3 @@ def _tensors(raw: Any, target: Any) -> tuple[Tensor, Tensor]:
     if scores.dtype not in (np.float32, np.float64):
         scores = scores.astype(np.float64)
     return torch.from_numpy(np.array(scores)), torch.from_numpy(index.astype(np.int64))
-
-
-def _columns(scores: Tensor) -> Tensor:
-    """One score s as the scores (0, s) of two classes."""
-    return torch.stack([torch.zeros_like(scores), scores], 1)

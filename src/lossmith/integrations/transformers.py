@@ -17,6 +17,7 @@ from lossmith.functional.linear import layer_of, sum_of_layer
 from lossmith.integrations.dials import Dials, Ends
 from lossmith.losses import AccuracyLoss, LinearAccuracyLoss
 from lossmith.losses.base import ClassificationLoss
+from lossmith.losses.linear import weight_of_rows
 from lossmith.parallel import samples as groups
 from lossmith.training.schedules import Shape
 
@@ -214,10 +215,7 @@ class DeferredLinear(nn.Linear):
             dials = loss.noise, loss.scale, loss.margin, loss.ignore_index, None
             bias = self.bias if self.bias is None else self.bias[:classes]
             layer = layer_of(input, self.weight[:classes], target, bias, *dials)
-        weight = (layer.target != loss.ignore_index).to(layer.scale)
-        if loss.weight is not None:
-            weight = weight * loss.weight.to(weight)[layer.target.clamp(min=0)]
-        return sum_of_layer(layer, weight, loss.q)
+        return sum_of_layer(layer, weight_of_rows(loss, layer), loss.q)
 
 
 def _deferred_head(model: Any, loss: nn.Module) -> DeferredLinear:

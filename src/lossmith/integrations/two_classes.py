@@ -23,6 +23,11 @@ class Lead(NamedTuple):
     second: Tensor
 
 
+def columns(scores: Tensor) -> Tensor:
+    """One score s as the scores (0, s) of two classes."""
+    return torch.stack([torch.zeros_like(scores), scores], 1)
+
+
 def lead_of(x: Tensor, noise: Noise) -> Lead:
     """The lead x (n,) in units of the scale."""
     if isinstance(noise, Gumbel):  # the difference of two is logistic
@@ -33,8 +38,7 @@ def lead_of(x: Tensor, noise: Noise) -> Lead:
         first = torch.exp(-x.square() / 4 - math.log(4 * math.pi) / 2 - log_p)
         return Lead(log_p, first, -first * (x / 2 + first))
     leaf = x.detach().requires_grad_()
-    columns = torch.stack([torch.zeros_like(leaf), leaf], 1)
-    log_p = argmax_log_prob(columns, torch.ones(len(x), dtype=torch.int64), noise=noise)
+    log_p = argmax_log_prob(columns(leaf), torch.ones(len(x), dtype=torch.int64), noise=noise)
     (first,) = torch.autograd.grad(log_p.sum(), leaf, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), leaf)
     return Lead(log_p.detach(), first.detach(), second)
@@ -47,8 +51,7 @@ def rows_of(loss: MetricLoss, target: Tensor) -> tuple[Tensor, Tensor] | None:
     weight = torch.ones(2, dtype=torch.float64) if loss.weight is None else loss.weight.double()
     if isinstance(loss, BalancedAccuracyLoss):
         counts = torch.bincount(target, minlength=2).double()
-        weight = torch.where(counts > 0, weight, 0.0)
-        weight = len(target) * weight / (counts.clamp_min(1) * weight.sum())
+        weight = loss.weights_of(counts, counts)
     elif isinstance(loss, CostLoss) and loss.cost is not None:
         cost = loss.cost.double()
         weight = weight * (cost[:, 0] - cost[:, 1]).abs()

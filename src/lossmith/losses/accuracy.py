@@ -373,7 +373,7 @@ class BalancedAccuracyLoss(MetricLoss):
         if samples.fractional or self.label_smoothing:
             samples = samples.settled()
             z, share = samples.scores, samples.share(self.label_smoothing)
-            mass = share * self._weights(self.total(share.reshape(-1, share.shape[-1]).sum(0)), z)
+            mass = share * self.weights_of(self.total(share.reshape(-1, share.shape[-1]).sum(0)), z)
             total_weight = samples.keep if samples.fractional else self._sample_weight(samples)
             log_p = functional.argmax_log_probs(z, noise=self.noise, scale=self.scale)
             return mean_of_shares(self, self.over, log_p, mass, total_weight.sum())
@@ -403,9 +403,9 @@ class BalancedAccuracyLoss(MetricLoss):
         """N w_y / (n_y Σ_k w_k), k over the classes that there are; 0 for a sample that does not count."""
         z, index = samples.scores, samples.target
         count = z.new_zeros(z.shape[-1]).index_add(0, index.flatten(), samples.keep.to(z).flatten())
-        return samples.keep * at(self._weights(self.total(count), z), index)
+        return samples.keep * at(self.weights_of(self.total(count), z), index)
 
-    def _weights(self, counts: Tensor, scores: Tensor) -> Tensor:
+    def weights_of(self, counts: Tensor, scores: Tensor) -> Tensor:
         """What a sample of each class weighs, (C,): N w_k / (n_k Σ w), 0 for a class that is not in the batch."""
         importance = torch.where(counts > 0, self.class_weight(scores), 0.0)
         return counts.sum() * importance / (divisor(counts) * divisor(importance.sum()))

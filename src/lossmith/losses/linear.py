@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lossmith.functional.linear import LEAST_ROWS, SCORES, checked_rows, layer_of, log_prob_of_layer, sum_of_layer
+from lossmith.functional.linear import LEAST_ROWS, SCORES, Layer, checked_rows, layer_of, log_prob_of_layer, sum_of_layer
 from lossmith.inputs import Samples, check_margin, check_tensors, checked_count, divisor, one_hot, samples_of
 from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, mean_of_samples, sums_of_hits
 from lossmith.noise import Noise
@@ -122,9 +122,7 @@ class LinearAccuracyLoss(MetricLoss):
         linear_weight = self.linear.weight
         dials = self.noise, self.scale, self.margin, self.ignore_index, self.batch_chunk_size
         layer = layer_of(input, linear_weight, target, self.linear.bias, *dials)
-        every_class = layer.scale.new_empty(()).expand(len(linear_weight))  # stands for the scores: their dtype and classes
-        samples = Samples(every_class, layer.target, layer.target != self.ignore_index, self.ignore_index)
-        weight = self.sample_weight(samples._replace(target=samples.class_index)).detach()
+        weight = weight_of_rows(self, layer)
         with torch.autocast(input.device.type, enabled=False):
             if self.over == "batch" or self.reduction == "none":
                 loss = mean_of_samples(self, self.over, log_prob_of_layer(layer), weight)
@@ -134,6 +132,13 @@ class LinearAccuracyLoss(MetricLoss):
                     weight = weight / divisor(self.total(weight.sum()))
                 loss = self.total(sum_of_layer(layer, weight, self.q))
         return loss if _is_autocast(input) else loss.to(input.dtype)
+
+
+def weight_of_rows(loss: MetricLoss, layer: Layer) -> Tensor:
+    """What each row of a layer weighs in the loss, (rows,), without a gradient."""
+    every_class = layer.scale.new_empty(()).expand(len(layer.linear_weight))  # stands for the scores: their dtype and classes
+    samples = Samples(every_class, layer.target, layer.target != loss.ignore_index, loss.ignore_index)
+    return loss.sample_weight(samples._replace(target=samples.class_index)).detach()
 
 
 def _is_autocast(x: Tensor) -> bool:
