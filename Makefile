@@ -1,12 +1,12 @@
-# Two commands: `make demo` shows the main job, `make test` checks every law, and `make test-all` its slow cases as well. Each
-# installs what it needs into .venv, once.
+# Two commands: `make demo` shows the main job, `make test` checks every law; `make test-all` its slow cases as well, and
+# `make docs` builds the site. Each installs what it needs into .venv, once.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-all figures clean
+.PHONY: demo test test-all figures docs clean
 
 demo: $(VENV)/.compare
 	$(BIN)/lossmith compare monks-3 --repeats 2 --out out/demo-pays
@@ -23,6 +23,12 @@ test test-all: $(VENV)/.test
 figures: $(VENV)/.test
 	$(BIN)/lossmith toy --out docs/figures
 	$(BIN)/python docs/make_recipes.py
+
+# The signatures of the integrations are read from the packages, so the tests' packages are needed as well.
+docs: $(VENV)/.test
+	$(INSTALL) '.[docs]'
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) out build

@@ -18,10 +18,10 @@ class PerturbedHead(nn.Module):
     μ(x) = W x + b, and a class wins with probability P(argmax_j (μ_j + σ ε_j) = k) = P(argmax_j (μ_j / σ + ε_j) = k). Since
     σ > 0 is one number a sample, the predicted class is that of μ. Three kinds of σ:
 
-        "learned"  softplus(a) + min_scale, one parameter a. W and b could say the same by their size, so it changes the
-                   path of a training, and what weight decay means, but not what the head can express.
-        "input"    softplus(v·x + a) + min_scale: each sample has its own, which W and b cannot say.
-        a number   fixed.
+    - "learned": softplus(a) + min_scale, one parameter a. W and b could say the same by their size, so it changes the path of a
+      training, and what weight decay means, but not what the head can express.
+    - "input": softplus(v·x + a) + min_scale: each sample has its own, which W and b cannot say.
+    - a number: fixed.
 
     The first two start at σ = 1 for every x (v = 0) and stay above ``min_scale``, so nothing is divided by zero.
 

@@ -328,7 +328,9 @@ class Laplace(Noise):
 
 
 class StudentT(Noise):
-    r"""Student's t noise: algebraic tails, F(x) ~ |x|^(−df). A far rival keeps a chance, and a far lead is never safe.
+    r"""Student's t noise: algebraic tails, F(x) ~ (−x)^(−df) for x → −∞.
+
+    A far rival keeps a chance, and a far lead is never safe.
 
     Args:
         df: degrees of freedom > 0; 1 is Cauchy noise.

@@ -9,6 +9,8 @@ import torch
 from click.testing import CliRunner
 from numba.core import caching
 
+from lossmith import functional
+from lossmith.bench import numerics
 from lossmith.cli import cli
 from lossmith.cli.doctor import NO_FOLDER
 from lossmith.engine.runtime import compiling, threads
@@ -18,13 +20,14 @@ def rows_of(*arguments: str) -> dict[str, str]:
     """What the command prints, by the name of the line."""
     result = CliRunner().invoke(cli, ["doctor", *arguments])
     assert result.exit_code == 0, result.output
-    return {line[:12].rstrip(): line[14:] for line in result.stdout.splitlines()}
+    return {line[:13].rstrip(): line[15:] for line in result.stdout.splitlines()}
 
 
 def test_doctor_says_what_serves() -> None:
     rows = rows_of()
     assert list(rows) == [
         "lossmith", "Python", "torch", "numba", "Triton", "CUDA", "threads", "OpenMP", "kernels", "kernel cache", "warmed up",
+        "stored values",
     ]  # fmt: skip
     assert rows["Python"] == platform.python_version()
     assert rows["torch"] == torch.__version__
@@ -33,6 +36,17 @@ def test_doctor_says_what_serves() -> None:
     assert rows["kernels"].startswith("cpu")
     assert rows["kernel cache"] == str(compiling.cache_folder())
     assert rows["warmed up"].startswith("not asked for")
+    assert rows["stored values"].startswith("10 of 10 as promised; worst error of p ")
+
+
+def test_doctor_names_values_that_are_wrong_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(scores: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        return functional.topk_log_prob(scores, *arguments, **options) / 2
+
+    monkeypatch.setattr(numerics, "topk_log_prob", half)
+    result = CliRunner().invoke(cli, ["doctor"])
+    assert result.exit_code == 1
+    assert "stored values  10 of 10 less accurate than promised: normal, 3 classes; " in result.stdout
 
 
 def test_doctor_names_the_remedy_where_no_folder_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,12 @@ def measure(groups: list[list[Case]], show: Callable[[int], None]) -> Iterator[R
         show(done)
 
 
+def spot_check(count: int = 10) -> list[Result]:
+    """Our results for ``count`` stored values, each of another noise or class count, with p as near as can be to 1/e."""
+    chosen = [min(group, key=lambda case: abs(case.log_p + 1)) for group in select(None, (3, 10), topk=False)]
+    return [Result(case.noise, case.classes, case.k, 1, _ours([case]), {}) for case in chosen[:count]]
+
+
 def tables(results: list[Result]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
     """Title, columns and rows of what the command prints: our errors, then those of the others."""
 

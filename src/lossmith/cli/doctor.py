@@ -15,14 +15,37 @@ NO_FOLDER = "none can be written, so each process compiles anew; set NUMBA_CACHE
 @click.command(short_help="What serves on this machine: versions, threads, kernels and where they are kept.")
 @click.option("--warm-up", is_flag=True, help="Compile every kernel for the CPU now, for an image or a node.")
 def doctor(warm_up: bool) -> None:
-    """Show versions, threads, kernels and the folder that keeps compiled ones, one a line.
+    """Show versions, threads, kernels and the folder that keeps compiled ones, one a line; compute ten stored values again.
 
     With --warm-up every kernel for the CPU is compiled first, in twenty to thirty seconds, so that no training waits for one.
+    Where a value is not as accurate as promised, the exit code is 1.
     """
     rows = _rows(warm_up)
+    wrong, values = _stored_values()
+    rows.append(("stored values", values))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:{width}}  {value}")
+    if wrong:
+        raise SystemExit(1)
+
+
+def _stored_values() -> tuple[bool, str]:
+    """Whether any of ten stored values comes out wrong here, and the line that says so."""
+    from lossmith.bench import numerics
+
+    results = numerics.spot_check()
+    wrong = [f"{result.noise}, {result.classes} classes" for result in results if not result.kept]
+    if wrong:
+        return (
+            True,
+            f"{len(wrong)} of {len(results)} less accurate than promised: {'; '.join(wrong)}; see lossmith bench accuracy",
+        )
+    worst, worst_32 = max(result.ours.p for result in results), max(result.ours.p_32 for result in results)
+    return (
+        False,
+        f"{len(results)} of {len(results)} as promised; worst error of p {worst:.0e} in float64, {worst_32:.0e} in float32",
+    )
 
 
 def _rows(warm_up: bool) -> list[tuple[str, str]]:

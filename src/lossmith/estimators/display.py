@@ -26,8 +26,10 @@ class MetricPathDisplay:
         metric_name: for the axis.
 
     Attributes:
-        ax_, figure_: where it is drawn. lines_: the mean metric of likelihood, and of each C's metric points.
-        fill_between_: one standard deviation of likelihood's folds. errorbar_: the point taken, with ``error``.
+        ax_, figure_: where it is drawn.
+        lines_: the mean metric of likelihood, and of each C's metric points.
+        fill_between_: one standard deviation of likelihood's folds.
+        errorbar_: the point taken, with ``error``.
 
     >>> MetricPathDisplay([Point(1.0, 1.0, 0.0)], np.array([[0.5], [0.7]]), 0, 0.1, "accuracy").scores.shape
     (2, 1)

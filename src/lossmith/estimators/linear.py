@@ -70,8 +70,11 @@ class MetricClassifier(LinearMetricClassifier):
         tol, max_iter: of the likelihood's solver.
 
     Attributes:
-        classes_: (C,). coef_: (1, d) for two classes, else (C, d). intercept_: (1,) or (C,).
-        training_metric_: the metric on the training rows. n_iter_: (1,), steps of the solvers.
+        classes_: (C,).
+        coef_: (1, d) for two classes, else (C, d).
+        intercept_: (1,) or (C,).
+        training_metric_: the metric on the training rows.
+        n_iter_: (1,), steps of the solvers.
 
     Raises:
         ValueError, TypeError: an argument out of range; a metric that is not for so many classes; one class; weights all zero.
@@ -161,7 +164,9 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         selection_: a ``Selection``: which point, its gain, the standard error, and the reason in words.
         C_, sharpness_, q_: of the point taken; sharpness 0 and q 1 for likelihood.
         best_score_, best_index_: its mean metric on the held-out folds, and its place among the points.
-        Cs_: the penalties, ascending. points_: all points. scores_: (folds, points), the metric on held-out rows.
+        Cs_: the penalties, ascending.
+        points_: all points.
+        scores_: (folds, points), the metric on held-out rows.
         likelihood_scores_: (folds, Cs), the metric of logistic regression without a decision rule.
         coefs_paths_: (folds, points, K, d + 1), the intercept last.
 

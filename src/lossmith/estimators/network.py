@@ -90,13 +90,17 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
         random_state: of the folds, the first weights and the order of the rows. 0: equal data give equal weights.
 
     Attributes:
-        classes_: (C,). module_: the network, on the CPU, for evaluation. offsets_: (K,), the decision rule, K = 1 for two
-            classes, else C. sharpness_: the factor of the scores that makes the likelihood of held-out rows highest, which
-            calibrates ``predict_proba``; 1 for likelihood. Scores are sharpness_ · log softmax + offsets_.
+        classes_: (C,).
+        module_: the network, on the CPU, for evaluation.
+        offsets_: (K,), the decision rule, K = 1 for two classes, else C; scores are sharpness · log softmax + offsets.
+        sharpness_: the factor of the scores that makes the likelihood of held-out rows highest, which calibrates
+            ``predict_proba``; 1 for likelihood.
         selection_: a ``Selection``: which epoch, its gain, the standard error, and the reason in words.
-        points_: all epochs of the folds, ``EpochPoint``. scores_: (folds, points), the metric on held-out rows.
+        points_: all epochs of the folds, ``EpochPoint``.
+        scores_: (folds, points), the metric on held-out rows.
         best_index_, best_score_: of the point taken: its place, and its mean metric on the held-out folds.
-        epochs_: (2,), epochs of each phase in the last training; n_iter_: their sum.
+        epochs_: (2,), epochs of each phase in the last training.
+        n_iter_: their sum.
         training_metric_: the metric on the training rows.
 
     Raises:

@@ -98,8 +98,8 @@ def argmax_log_prob(
         TypeError: scores are not floating point, or targets not integer.
         ValueError: a shape, class index, scale or margin out of range. With a ``class_group`` every rank raises if one does.
 
-    Range: float64 within 1e-9 · max(1, |log p|) and the gradient within 1e-7 relative, float32 p within 1e-6 and log p within
-    1e-5 relative, for C from 2 to 50,000 and leads to ±50 scales, every noise (``lossmith bench accuracy``).
+    Range: float64 within 1e-9 · ``max(1, |log p|)`` and the gradient within 1e-7 relative, float32 p within 1e-6 and log p
+    within 1e-5 relative, for C from 2 to 50,000 and leads to ±50 scales, every noise (``lossmith bench accuracy``).
     Cost: on the CPU, smooth noise with light tails: two passes over the scores and some microseconds a row, in float64 some ten
     (``engine/argmax/kernels/cpu.py``, ``double.py``); on CUDA GPUs the same rows have a kernel that was not measured on one yet
     (``kernels/cuda.py``). Otherwise some 500 · C evaluations of log F a row in float64, 300 · C in float32, and twice

@@ -32,7 +32,7 @@ class BoostingObjective:
 
     With L the weighted sum of the rows' losses (for a metric of all rows n times its loss), g_i = ∂L/∂s_i exactly, and
 
-        h_i = max(c_i, |g_i| / (step · scale))
+        h_i = max(c_i, abs(g_i) / (step · scale))
 
     c_i is ∂²L/∂s_i² for means over samples of two classes and for ``AccuracyLoss`` under Gumbel noise of more. For F-beta,
     Jaccard and metrics of one's own with average="binary" c_i leaves out what is of order 1/n: the metric's slope is held.

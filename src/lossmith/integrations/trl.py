@@ -15,7 +15,7 @@ class MetricSFTTrainer(SFTTrainer):
     r"""``trl.SFTTrainer`` with an ``AccuracyLoss`` under Gumbel noise: −log_q of the softmax's probability, for any q.
 
     Args:
-        *args, **kwargs: as in ``trl.SFTTrainer``; its ``loss_type`` is "nll", and there is no ``compute_loss_func``.
+        args, kwargs: as in ``trl.SFTTrainer``; its ``loss_type`` is "nll", and there is no ``compute_loss_func``.
         metric_loss: ``AccuracyLoss("gumbel", scale=1, q=…)`` without weight, margin, label_smoothing and standardize. q = 1 is
             the trainer's own loss, q = 0 has the gradient of its "dft", and a value that can be read: 1 − mean p. A
             ``LossSchedule`` may move its q.
