@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lossmith import AccuracyLoss
+from lossmith.compare import over_sets
 from lossmith.compare.methods import BASELINE, PATH
 from lossmith.data import keel, public
 from lossmith.experiments import analysis, default, drop_in, imbalance, noise, page, tabular
@@ -224,6 +225,7 @@ def test_every_cell_is_one_training_that_its_study_knows(name: str, monkeypatch:
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_page_of_a_quick_study_is_written(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fetched(monkeypatch)
+    monkeypatch.setattr(over_sets, "DRAWS", 500)
     study = STUDIES[name]
     rows = made_rows(study, "quick")
     path, picture, _ = page.write(study, "quick", rows, tmp_path)

@@ -138,7 +138,10 @@ def refusals(group: Any) -> list[str]:
 # The parent
 
 
-@pytest.fixture(scope="module", params=SPLITS, ids=lambda world: f"{world} ranks")
+WORLDS = [pytest.param(world, id=f"{world} ranks", marks=pytest.mark.slow if world > 2 else ()) for world in SPLITS]
+
+
+@pytest.fixture(scope="module", params=WORLDS)
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     with Ranks(tmp_path_factory.mktemp("store") / "store", request.param) as made:
         yield made

@@ -94,7 +94,7 @@ def test_random_rows(classes: int, noise: Noise, large_tiles: None) -> None:
 
 
 @runs
-@pytest.mark.parametrize(("classes", "rows"), [(1000, 2), (5000, 1)])
+@pytest.mark.parametrize(("classes", "rows"), [(1000, 2), pytest.param(5000, 1, marks=pytest.mark.slow)])
 def test_rows_of_many_classes(classes: int, rows: int, large_tiles: None) -> None:
     assert_right(*scores_of(rows, classes, 1.0))
     behind = torch.zeros(rows, classes)  # one of them flat, if there are two
@@ -315,7 +315,9 @@ def run_every(scores: Tensor, noise: Noise | str, upstream: Tensor, scale: float
 
 @runs
 @NOISES
-@pytest.mark.parametrize(("classes", "spread"), [(3, 1.0), (10, 0.1), (10, 3.0), (100, 1.0), (600, 1.0)])
+@pytest.mark.parametrize(
+    ("classes", "spread"), [(3, 1.0), (10, 0.1), (10, 3.0), (100, 1.0), pytest.param(600, 1.0, marks=pytest.mark.slow)]
+)
 def test_every_class(classes: int, spread: float, noise: Noise, large_tiles: None) -> None:
     scores, scale = spread * scores_of(3, classes, 1.0)[0], torch.tensor([[0.8], [1.0], [2.5]])
     upstream = torch.rand(3, classes, generator=torch.Generator().manual_seed(2))
