@@ -40,7 +40,7 @@ class CountedMetric(Metric):
             self.add_state("targets", [], "cat")
 
     @property
-    def higher_is_better(self) -> bool:  # type: ignore[override]
+    def higher_is_better(self) -> bool:
         """Not of costs."""
         return bool(self.loss.higher_is_better)
 
