@@ -13,7 +13,7 @@ from lossmith import AccuracyLoss
 from lossmith.compare import over_sets
 from lossmith.compare.methods import BASELINE, PATH
 from lossmith.data import keel, public
-from lossmith.experiments import analysis, default, drop_in, imbalance, noise, page, tabular
+from lossmith.experiments import analysis, boosting, default, drop_in, imbalance, noise, page, tabular
 from lossmith.experiments.objectives import Objective
 from lossmith.experiments.studies import STUDIES
 from lossmith.experiments.study import Outcome, Prediction, Section, Study, key_of
@@ -208,6 +208,7 @@ def made_rows(study: Study, size: str) -> list[dict[str, Any]]:
 METHODS_OF: dict[str, Any] = {
     **dict.fromkeys(("vision", "text", "default", "tabular"), lambda cell: ()),
     "noise": lambda cell: (BASELINE, PATH),
+    "boosting": lambda cell: boosting.methods_of(cell["metric"]),
     "imbalance": lambda cell: (imbalance.LIKELIHOOD, *imbalance.OPPONENTS[cell["metric"]], PATH),
 }
 

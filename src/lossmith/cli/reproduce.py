@@ -9,7 +9,7 @@ import click
 from lossmith.cli.screen import check_paths, print_table, progress
 from lossmith.errors import InputError, near
 
-NAMES = ("tabular", "imbalance", "vision", "text", "noise", "default")
+NAMES = ("tabular", "imbalance", "boosting", "vision", "text", "noise", "default")
 
 
 @click.command(short_help="Compute a study of this project again: rows, page and figure.")
@@ -18,7 +18,7 @@ NAMES = ("tabular", "imbalance", "vision", "text", "noise", "default")
 @click.option("--out", metavar="DIR", default="lossmith-results", show_default=True, help="Folder for page, figure and rows.")
 @click.option("--jobs", metavar="N", default=-1, show_default=True, help="Rows computed at a time; -1: one a processor.")
 def reproduce(name: str, size: str, out: str, jobs: int) -> None:
-    """Compute the study NAME: tabular, imbalance, vision, text, noise or default.
+    """Compute the study NAME: tabular, imbalance, boosting, vision, text, noise or default.
 
     Finished rows are kept, so an interrupted study goes on, and several processes may share a folder. DIR/NAME.md is the page,
     DIR/NAME-quick.md that of the quick size. Rows of a DIR/NAME.jsonl.xz that is there already are taken as they are.
