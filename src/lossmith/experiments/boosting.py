@@ -260,8 +260,8 @@ STUDY = Study(
         "100 two-class tables of the KEEL collection with a rare class (at most 1,000 rows of each), three outer folds. "
         "XGBoost, LightGBM and, where its way of asking for derivatives allows, CatBoost: up to "
         f"{ROUNDS} trees, learning rate {RATE:g}, everything else as it comes. A quarter of the training rows stops a training "
-        f"({PATIENCE} trees without a gain) and tunes the threshold. “own” is each library's log loss, stopped by log loss "
-        "(for average precision, by that) and cut at ½; “own, threshold” the same trees, cut where the metric of the quarter is "
+        f"({PATIENCE} trees without a gain) and tunes the threshold. “own” is each library's log loss, stopped by log "
+        "loss (for average precision, by that) and cut at ½; “own, threshold” the same trees, cut where the metric of the quarter is "
         "highest; “own, weights” has positives weighed up to balance. “metric” is `BoostingObjective` of `FBetaLoss`, "
         "`BalancedAccuracyLoss` or `AveragePrecisionLoss`, stopped by the counted metric and cut at 0; “metric, threshold” the "
         "same trees, cut like the others. CatBoost shows an objective a thousand rows at a time: it takes `AccuracyLoss` with "
@@ -282,8 +282,8 @@ STUDY = Study(
     ),
     history=(
         "Committed before the first of these rows. A trial on eight of the tables, F1 only, had shown 63 to 64 for the "
-        "metric's objective, 62.8 for log loss with a threshold, and 60.5 without; a few rows of two tables were looked at while "
-        "the code was written."
+        "metric's objective, 62.8 for log loss with a threshold, and 60.5 without; a few rows of two tables were looked at "
+        "while the code was written."
     ),
     cells=cells,
     compute=compute,
