@@ -258,14 +258,14 @@ STUDY = Study(
     question="Do trees grown for F1, balanced accuracy or average precision beat log loss with a tuned threshold?",
     design=(
         "100 two-class tables of the KEEL collection with a rare class (at most 1,000 rows of each), three outer folds. "
-        "XGBoost, LightGBM and, where its way of asking for derivatives allows, CatBoost: up to "
-        f"{ROUNDS} trees, learning rate {RATE:g}, everything else as it comes. A quarter of the training rows stops a training "
-        f"({PATIENCE} trees without a gain) and tunes the threshold. “own” is each library's log loss, stopped by log "
-        "loss (for average precision, by that) and cut at ½; “own, threshold” the same trees, cut where the metric of the "
-        "quarter is highest; “own, weights” has positives weighed up to balance. “metric” is `BoostingObjective` of `FBetaLoss`, "
-        "`BalancedAccuracyLoss` or `AveragePrecisionLoss`, stopped by the counted metric and cut at 0; “metric, threshold” the "
-        "same trees, cut like the others. CatBoost shows an objective a thousand rows at a time: it takes `AccuracyLoss` with "
-        "balanced weights. “own ranking” is XGBoost's `rank:map`."
+        f"XGBoost, LightGBM and, where its way of asking for derivatives allows, CatBoost: up to {ROUNDS} trees, learning "
+        f"rate {RATE:g}, everything else as it comes. A quarter of the training rows stops a training ({PATIENCE} trees "
+        "without a gain) and tunes the threshold. “own” is each library's log loss, stopped by log loss (for average "
+        "precision, by that) and cut at ½; “own, threshold” the same trees, cut where the metric of the quarter is "
+        "highest; “own, weights” has positives weighed up to balance. “metric” is `BoostingObjective` of `FBetaLoss`, "
+        "`BalancedAccuracyLoss` or `AveragePrecisionLoss`, stopped by the counted metric and cut at 0; “metric, "
+        "threshold” the same trees, cut like the others. CatBoost shows an objective a thousand rows at a time: it takes "
+        "`AccuracyLoss` with balanced weights. “own ranking” is XGBoost's `rank:map`."
     ),
     sets=("keel-imbalanced",),
     predictions=(
