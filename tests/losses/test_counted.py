@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn import metrics
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 import lossmith
 
@@ -147,6 +148,25 @@ def test_weights_and_targets_that_do_not_count() -> None:
     share = torch.nn.functional.one_hot(target, C).float()
     for loss in (lossmith.AccuracyLoss(), lossmith.BalancedAccuracyLoss(), lossmith.TopKAccuracyLoss(2)):
         torch.testing.assert_close(loss.counted(scores, share), loss.counted(scores, target))
+
+
+def test_metrics_of_a_collection_do_not_share_what_they_count() -> None:
+    """Whose first batches count the same: a collection takes such metrics for one, if it can."""
+    made = {"first": lossmith.AccuracyLoss(), "two": lossmith.TopKAccuracyLoss(2), "cost": lossmith.CostLoss(1 - torch.eye(3))}
+    together = MetricCollection({name: loss.counted_metric() for name, loss in made.items()})
+    scores = torch.tensor([[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 2.0, 1.0]])
+    for z in (torch.eye(3), scores):
+        together.update(z, torch.arange(3))
+    found = {name: value.item() for name, value in together.compute().items()}
+    assert found == pytest.approx({"first": 0.5, "two": 1.0, "cost": 0.5})
+
+
+def test_a_checkpoint_has_nothing_of_the_loss() -> None:
+    loss = lossmith.FBetaLoss(weight=torch.ones(3))
+    metric = loss.counted_metric()
+    assert not metric.state_dict()
+    metric.to("meta")
+    assert metric.loss.weight.device.type == "meta"
 
 
 def test_the_last_layer_is_taken_along() -> None:

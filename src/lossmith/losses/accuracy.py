@@ -179,6 +179,8 @@ class AccuracyLoss(MetricLoss):
 
     def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
         """The weight of right answers, and of all, (2,)."""
+        if self.class_group is not None and distributed.size(self.class_group) > 1:
+            raise NotImplementedError("counted: not with class_group, whose ranks have some classes each; gather the scores")
         samples = samples_of(scores, target, self.ignore_index).settled()
         return sums_of_hits(self, samples, one_hot(samples.scores.argmax(-1), samples.scores.shape[-1]))
 
@@ -345,6 +347,8 @@ class BalancedAccuracyLoss(MetricLoss):
     >>> BalancedAccuracyLoss(scale=1e-3, q=0.0)(scores, target)
     tensor(0.5000)
     """
+
+    counts_classes = True
 
     def __init__(
         self,

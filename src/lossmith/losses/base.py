@@ -110,6 +110,7 @@ class MetricLoss(ClassificationLoss):
     """
 
     counts_sums: ClassVar[bool] = True  # whether the metric is made of sums over samples
+    counts_classes: ClassVar[bool] = False  # whether these are sums for each class
     higher_is_better: ClassVar[bool] = True  # of the metric
     DIALS: ClassVar[tuple[str, ...]] = ("noise", "scale", "q", "over")  # what the module's text shows
     OPTIONAL: ClassVar[tuple[str, ...]] = ()

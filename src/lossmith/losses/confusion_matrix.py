@@ -162,6 +162,7 @@ class ConfusionLoss(MetricLoss):
     """
 
     DIALS: ClassVar[tuple[str, ...]] = ("average", "task", "noise", "scale", "q")
+    counts_classes = True
     needs_tn: ClassVar[bool] = True  # whether the metric depends on tn
 
     def __init__(

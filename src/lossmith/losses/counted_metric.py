@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+_NUMBERS = count()
 
 
 class CountedMetric(Metric):
@@ -25,19 +29,35 @@ class CountedMetric(Metric):
 
     is_differentiable = False
     full_state_update = False
-    sums: Tensor
+    sums: Tensor  # (statistics, classes), or (statistics, 1); () before the first batch
+    number: Tensor
     scores: list[Tensor]
     targets: list[Tensor]
 
     def __init__(self, loss: Any, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.loss = copy.copy(loss)
-        self.loss.process_group = None
         if loss.counts_sums:
-            self.add_state("sums", torch.zeros((), dtype=torch.float64), "sum")  # takes the shape of the first batch's
+            kwargs.setdefault("dist_sync_fn", _gathered)
+        super().__init__(**kwargs)
+        kept = copy.copy(loss)
+        kept.process_group = None
+        self._kept = (kept,)  # a tuple: a module of its own would add the loss's entries to checkpoints
+        # A collection lets metrics share a state that is equal after the first batch; these differ from then on.
+        self.add_state("number", torch.tensor(next(_NUMBERS)), "max")
+        if loss.counts_sums:
+            self.add_state("sums", torch.zeros((), dtype=torch.float64), "sum")
         else:
             self.add_state("scores", [], "cat")
             self.add_state("targets", [], "cat")
+
+    @property
+    def loss(self) -> Any:
+        """The loss whose metric it is."""
+        return self._kept[0]
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        """Weights and costs of the loss go along to another device."""
+        self.loss._apply(fn)
+        return super()._apply(fn, *args, **kwargs)
 
     @property
     def higher_is_better(self) -> bool:
@@ -48,7 +68,8 @@ class CountedMetric(Metric):
         """Count a batch along."""
         if self.loss.counts_sums:
             with torch.no_grad():
-                self.sums = self.sums + self.loss.counted_sums(scores, target)
+                sums = self.loss.counted_sums(scores, target)
+                self.sums = self.sums + sums.reshape(len(sums), -1)
         else:
             self.loss.columns(scores, target)  # so that what does not fit is said now
             self.scores.append(scores.detach())
@@ -61,4 +82,15 @@ class CountedMetric(Metric):
                 return torch.zeros((), dtype=torch.float64, device=self.device)
             found: Tensor = self.loss.counted(dim_zero_cat(self.scores), dim_zero_cat(self.targets))
             return found
-        return self.loss.counted_of(self.sums) if self.sums.dim() else self.sums
+        if not self.sums.dim():
+            return self.sums
+        return self.loss.counted_of(self.sums if self.loss.counts_classes else self.sums.squeeze(1))
+
+
+def _gathered(sums: Tensor, group: Any = None) -> list[Tensor]:
+    """The sums of every rank, all of one shape: zeros where a rank has seen no batch."""
+    if not sums.is_floating_point():  # the number
+        return gather_all_tensors(sums, group)
+    found = gather_all_tensors(sums if sums.dim() else sums.new_zeros(0, 0), group)
+    most = max(found, key=torch.Tensor.numel)
+    return [x if x.numel() else torch.zeros_like(most) for x in found]
