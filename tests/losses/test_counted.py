@@ -150,6 +150,31 @@ def test_weights_and_targets_that_do_not_count() -> None:
         torch.testing.assert_close(loss.counted(scores, share), loss.counted(scores, target))
 
 
+@EACH
+def test_a_row_of_weight_2_counts_twice(name: str) -> None:
+    loss, kind, _ = CASES[name]
+    scores, target = rows(kind)
+    weight = torch.arange(90) % 3
+    if not loss.counts_sums:
+        for refused in (loss.counted, loss.counted_metric().update):
+            with pytest.raises(ValueError, match=r"^sample_weight: expected none, a ranking counts all samples alike"):
+                refused(scores, target, weight)
+        return
+    repeated = scores.repeat_interleave(weight, 0), target.repeat_interleave(weight, 0)
+    metric = loss.counted_metric()
+    metric.update(scores, target, weight)
+    for found in (loss.counted(scores, target, weight), metric.compute()):
+        assert found.item() == pytest.approx(loss.counted(*repeated).item(), rel=1e-12)
+    with pytest.raises(ValueError, match=r"^sample_weight: expected one a sample, 90, got shape \(89,\)"):
+        loss.counted(scores, target, weight[1:])
+
+
+def test_costs_keep_their_digits_in_half_types() -> None:
+    loss = lossmith.CostLoss(torch.tensor([[0.0, 257.0], [1.0, 0.0]]))
+    scores, target = torch.tensor([[0.0, 1.0]], dtype=torch.bfloat16), torch.tensor([0])
+    assert loss.counted(scores, target).item() == 257
+
+
 def test_metrics_of_a_collection_do_not_share_what_they_count() -> None:
     """Whose first batches count the same: a collection takes such metrics for one, if it can."""
     made = {"first": lossmith.AccuracyLoss(), "two": lossmith.TopKAccuracyLoss(2), "cost": lossmith.CostLoss(1 - torch.eye(3))}

@@ -23,7 +23,16 @@ from lossmith.inputs import (
     rows_that_count,
     samples_of,
 )
-from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, mean_of_samples, mean_of_shares, sums_of_hits
+from lossmith.losses.base import (
+    MetricLoss,
+    Over,
+    Reduction,
+    check_mean,
+    mean_of_samples,
+    mean_of_shares,
+    sums_of_hits,
+    weights_like,
+)
 from lossmith.maths.qlog import neg_log_q
 from lossmith.noise import Noise
 from lossmith.parallel import classes as distributed
@@ -177,12 +186,13 @@ class AccuracyLoss(MetricLoss):
             return result
         return self._mean(result if poison is None else result + poison, samples)
 
-    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+    def counted_sums(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The weight of right answers, and of all, (2,)."""
         if self.class_group is not None and distributed.size(self.class_group) > 1:
             raise NotImplementedError("counted: not with class_group, whose ranks have some classes each; gather the scores")
         samples = samples_of(scores, target, self.ignore_index).settled()
-        return sums_of_hits(self, samples, one_hot(samples.scores.argmax(-1), samples.scores.shape[-1]))
+        hits = one_hot(samples.scores.argmax(-1), samples.scores.shape[-1])
+        return sums_of_hits(self, samples, hits, sample_weight)
 
     def _mean(self, log_p: Tensor, samples: Samples) -> Tensor:
         """The loss of log p (…), 0 where a sample does not count."""
@@ -306,12 +316,12 @@ class TopKAccuracyLoss(MetricLoss):
         log_p = self._log_prob(z, samples.target, self.scale)
         return mean_of_samples(self, self.over, log_p, self.sample_weight(samples))
 
-    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+    def counted_sums(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The weight of the samples whose target is among the k highest, and of all, (2,)."""
         samples = samples_of(scores, target, self.ignore_index).settled()
         first = samples.scores.topk(checked_rank(self.k, samples.scores.shape[-1])).indices
         hits = torch.zeros_like(samples.scores, dtype=torch.bool).scatter(-1, first, True)
-        return sums_of_hits(self, samples, hits)
+        return sums_of_hits(self, samples, hits, sample_weight)
 
     def _log_prob(self, scores: Tensor, index: Tensor, scale: float | Tensor) -> Tensor:
         return functional.topk_log_prob(scores, index, self.k, noise=self.noise, scale=scale)
@@ -390,10 +400,10 @@ class BalancedAccuracyLoss(MetricLoss):
         """False: what a sample weighs depends on how many of its class the batch has."""
         return False
 
-    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+    def counted_sums(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Right answers and samples of each class, (2, C); class probabilities count in part."""
         samples = samples_of(scores, target, self.ignore_index).settled()
-        share = samples.share().double()
+        share = weights_like(sample_weight, samples.keep).unsqueeze(-1) * samples.share()
         hits = one_hot(samples.scores.argmax(-1), samples.scores.shape[-1])
         return torch.stack([(share * hits).flatten(0, -2).sum(0), share.flatten(0, -2).sum(0)])
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmith import noise as noises
-from lossmith.inputs import Samples, at, check_choice, check_order, check_scale, check_smoothing, divisor
+from lossmith.inputs import Samples, at, check_choice, check_order, check_scale, check_smoothing, check_tensors, divisor
 from lossmith.maths.qlog import neg_log_q
 from lossmith.noise import Noise
 from lossmith.parallel import samples as groups
@@ -142,15 +142,15 @@ class MetricLoss(ClassificationLoss):
         return super().is_sample_mean and getattr(self, "over", "batch") == "sample"
 
     @torch.no_grad()
-    def counted(self, scores: Tensor, target: Tensor) -> Tensor:
+    def counted(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The metric itself, of the classifier without noise, in float64: what 1 − loss tends to for scale → 0 and q = 0.
 
         Of the batches of all ranks, where there is a ``process_group``. Equal scores go to the first class. A sum over nothing
-        is 0.
+        is 0. ``sample_weight``: a number ≥ 0 a sample; rankings take none.
         """
-        return self.counted_of(self.total(self.counted_sums(scores, target)))
+        return self.counted_of(self.total(self.counted_sums(scores, target, sample_weight)))
 
-    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+    def counted_sums(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """What ``counted`` needs of a batch, float64, if the loss ``counts_sums``: statistics that add up over batches."""
         raise NotImplementedError(f"{type(self).__name__}: its metric needs all scores at once; call counted with them")
 
@@ -213,22 +213,35 @@ def mean_of_shares(loss: MetricLoss, over: Over, log_p: Tensor, mass: Tensor, to
     return loss.reduce((mass * neg_log_q(log_p, loss.q)).sum(-1), total_weight)
 
 
-def sums_of_hits(loss: ClassificationLoss, samples: Samples, hits: Tensor) -> Tensor:
+def sums_of_hits(loss: ClassificationLoss, samples: Samples, hits: Tensor, sample_weight: Tensor | None) -> Tensor:
     """Σ weight · the target's share in the classes that are hit, and Σ weight, (2,) float64.
 
     Args:
-        loss: which has the weights.
+        loss: which has the weights of classes.
         samples: settled.
         hits: (…, C) bool: the classes whose samples would be right.
+        sample_weight: see ``weights_like``.
     """
+    given = weights_like(sample_weight, samples.keep)
     if samples.fractional:
-        mass, total = loss.class_mass(samples, 0.0)
-        right = (mass * hits).sum(dtype=torch.float64)
-    else:
-        weight = loss.sample_weight(samples)
-        right = (weight * hits.gather(-1, samples.target.unsqueeze(-1)).squeeze(-1)).sum(dtype=torch.float64)
-        total = weight.sum(dtype=torch.float64)
-    return torch.stack([right, total.double()])
+        mass, _ = loss.class_mass(samples, 0.0)
+        return torch.stack([(given * (mass * hits).sum(-1)).sum(), (given * samples.keep).sum()])
+    weight = given * loss.sample_weight(samples)
+    return torch.stack([(weight * hits.gather(-1, samples.target.unsqueeze(-1)).squeeze(-1)).sum(), weight.sum()])
+
+
+def weights_like(sample_weight: Tensor | None, like: Tensor) -> Tensor:
+    """The weights of samples, one for each entry of ``like`` (…), in its shape and float64; ones where none are given.
+
+    Raises:
+        ValueError: another number of weights.
+    """
+    if sample_weight is None:
+        return torch.ones_like(like, dtype=torch.float64)
+    check_tensors(sample_weight=sample_weight)
+    if sample_weight.numel() != like.numel():
+        raise ValueError(f"sample_weight: expected one a sample, {like.numel()}, got shape {tuple(sample_weight.shape)}")
+    return sample_weight.reshape(like.shape).to(like.device, torch.float64)
 
 
 def log_q_of_mean(loss: MetricLoss, log_p: Tensor, mass: Tensor) -> Tensor:

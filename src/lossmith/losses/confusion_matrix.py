@@ -27,7 +27,7 @@ from lossmith.inputs import (
     samples_of,
     smoothed,
 )
-from lossmith.losses.base import MetricLoss
+from lossmith.losses.base import MetricLoss, weights_like
 from lossmith.losses.memory import ScoreMemory
 from lossmith.losses.sums import own_and_others
 from lossmith.noise import Noise
@@ -210,9 +210,7 @@ class ConfusionLoss(MetricLoss):
     @in_full_precision
     def forward(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The loss of a batch of scores and targets; ``sample_weight``, one number ≥ 0 a target, of the target's shape."""
-        rows = self._rows(scores, target)
-        if sample_weight is not None:
-            rows = rows._replace(weight=rows.weight * _column(sample_weight, rows.weight))
+        rows = self._weighed(self._rows(scores, target), sample_weight)
         return self.loss_of_counts(*self._expected_counts(rows)).to(scores.dtype)
 
     def loss_of_counts(self, counts: Counts, log_tp: Tensor) -> Tensor:
@@ -232,9 +230,9 @@ class ConfusionLoss(MetricLoss):
         loss = functional.neg_log_q(torch.where(has_target, log_m, 0.0), self.q)
         return torch.where(has_target, loss, 0.0)
 
-    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+    def counted_sums(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """tp, fp, fn and tn of each class, (4, C)."""
-        rows = self._rows(scores, target)
+        rows = self._weighed(self._rows(scores, target), sample_weight)
         z = rows.scores
         predicted = z > 0 if rows.multilabel else one_hot(z.argmax(-1), z.shape[-1])
         if rows.target.dim() == 1:
@@ -285,6 +283,13 @@ class ConfusionLoss(MetricLoss):
             p, p_not = log_p.exp(), -log_p.expm1()  # (N6) at q = 0: 1 − p keeps its digits
         return Counts(*groups.total(counts_of_rows(rows, p, p_not), group)), log_true_positives(rows, log_p, group)
 
+    def _weighed(self, rows: Rows, sample_weight: Tensor | None) -> Rows:
+        """The batch with the weights of its samples, if there are any."""
+        if sample_weight is None:
+            return rows
+        given = weights_like(sample_weight, rows.weight[:, 0]).to(rows.weight)
+        return rows._replace(weight=rows.weight * given.unsqueeze(1))
+
     def _rows(self, scores: Tensor, target: Tensor) -> Rows:
         """The batch, checked, as ``task`` and ``average`` read it."""
         check_tensors(scores=scores, target=target)
@@ -323,11 +328,3 @@ class ConfusionLoss(MetricLoss):
         if not isinstance(scale, Tensor) or not isinstance(self.scale, Tensor):
             return scale
         return self.scale.reshape(()) if self.scale.numel() == 1 else scale.reshape(-1, 1)
-
-
-def _column(sample_weight: Tensor, weight: Tensor) -> Tensor:
-    """The weights of the samples as a column (n, 1), of the type of the matrix ``weight`` (n, …)."""
-    check_tensors(sample_weight=sample_weight)
-    if sample_weight.numel() != len(weight):
-        raise ValueError(f"sample_weight: expected one a sample, {len(weight)}, got shape {tuple(sample_weight.shape)}")
-    return sample_weight.reshape(-1, 1).to(weight)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lossmith import functional
 from lossmith.inputs import Samples, at, check_tensors, divisor, has_values, in_full_precision, samples_of
-from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, log_q_of_mean
+from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, log_q_of_mean, weights_like
 from lossmith.losses.sums import lost_and_saved
 from lossmith.maths.qlog import neg_log_q
 from lossmith.noise import Noise
@@ -116,14 +116,15 @@ class CostLoss(MetricLoss):
         _check_costs(costs)
         return self._of_costs(z, costs, weight)
 
-    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+    def counted_sums(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The weighted cost of the decisions, and the weight of all, (2,). By ``cost`` of the constructor."""
         if self.cost is None:
             raise TypeError("cost: expected a matrix at the constructor to count by, got none")
-        samples = samples_of(scores, target, self.ignore_index).settled()
+        wide = scores.double() if scores.is_floating_point() else scores  # a half type would round the costs
+        samples = samples_of(wide, target, self.ignore_index).settled()
         decision = samples.scores.argmax(-1, keepdim=True)
-        costs, weight = self._rows(samples).gather(-1, decision).squeeze(-1), self.sample_weight(samples)
-        return torch.stack([(weight * costs).sum(dtype=torch.float64), weight.sum(dtype=torch.float64)])
+        weight = weights_like(sample_weight, samples.keep) * self.sample_weight(samples)
+        return torch.stack([(weight * self._rows(samples).gather(-1, decision).squeeze(-1)).sum(), weight.sum()])
 
     def _rows(self, samples: Samples) -> Tensor:
         """The costs of each sample's decisions, (…, C)."""

@@ -12,6 +12,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from lossmith.losses.ranking import NO_SAMPLE_WEIGHT
+
 _NUMBERS = count()
 
 
@@ -64,13 +66,15 @@ class CountedMetric(Metric):
         """Not of costs."""
         return bool(self.loss.higher_is_better)
 
-    def update(self, scores: Tensor, target: Tensor) -> None:
-        """Count a batch along."""
+    def update(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> None:
+        """Count a batch along; ``sample_weight`` as in ``MetricLoss.counted``."""
         if self.loss.counts_sums:
             with torch.no_grad():
-                sums = self.loss.counted_sums(scores, target)
+                sums = self.loss.counted_sums(scores, target, sample_weight)
                 self.sums = self.sums + sums.reshape(len(sums), -1)
         else:
+            if sample_weight is not None:
+                raise ValueError(NO_SAMPLE_WEIGHT)
             self.loss.columns(scores, target)  # so that what does not fit is said now
             self.scores.append(scores.detach())
             self.targets.append(target)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lossmith.functional.argmax import log_outcomes
 from lossmith.inputs import in_full_precision, labels_of
-from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, mean_of_samples
+from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, mean_of_samples, weights_like
 from lossmith.noise import Noise
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ class SubsetAccuracyLoss(MetricLoss):
         check_mean(over, reduction)
         self.over = over
 
-    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+    def counted_sums(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The samples whose labels are all right, and all, (2,)."""
         z, share, keep = labels_of(scores, target, self.ignore_index)
         share = share.double()
         right = torch.where(keep, torch.where(z > 0, share, 1 - share), 1.0).prod(-1)
-        counts = keep.any(-1).double()
+        counts = weights_like(sample_weight, keep[..., 0]) * keep.any(-1)
         return torch.stack([(counts * right).sum(), counts.sum()])
 
     @in_full_precision

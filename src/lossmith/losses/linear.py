@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lossmith.functional.linear import LEAST_ROWS, SCORES, Layer, checked_rows, layer_of, log_prob_of_layer, sum_of_layer
 from lossmith.inputs import Samples, check_margin, check_tensors, checked_count, divisor, one_hot, samples_of
-from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, mean_of_samples, sums_of_hits
+from lossmith.losses.base import MetricLoss, Over, Reduction, check_mean, mean_of_samples, sums_of_hits, weights_like
 from lossmith.noise import Noise
 
 if TYPE_CHECKING:
@@ -105,13 +105,15 @@ class LinearAccuracyLoss(MetricLoss):
         self.linear = torch.nn.Linear(in_features, num_classes, bias, device, dtype)
 
     @torch.no_grad()
-    def counted_sums(self, scores: Tensor, target: Tensor) -> Tensor:
+    def counted_sums(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The weight of right answers, and of all, (2,); ``scores`` is what the last layer takes."""
         rows = self.batch_chunk_size or max(LEAST_ROWS, SCORES // len(self.linear.weight))
         sums = scores.new_zeros(2, dtype=torch.float64)
-        for x, y in zip(scores.reshape(-1, scores.shape[-1]).split(rows), target.reshape(-1).split(rows), strict=True):
+        given = weights_like(sample_weight, target).reshape(-1)
+        parts = (x.split(rows) for x in (scores.reshape(-1, scores.shape[-1]), target.reshape(-1), given))
+        for x, y, weight in zip(*parts, strict=True):
             samples = samples_of(self.linear(x), y, self.ignore_index).settled()
-            sums += sums_of_hits(self, samples, one_hot(samples.scores.argmax(-1), samples.scores.shape[-1]))
+            sums += sums_of_hits(self, samples, one_hot(samples.scores.argmax(-1), samples.scores.shape[-1]), weight)
         return sums
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ Task = Literal["binary", "multiclass", "multilabel"]
 Average = Literal["macro", "weighted", "micro", "none"]
 TASKS, AVERAGES = ("binary", "multiclass", "multilabel"), ("macro", "weighted", "micro", "none")
 
+NO_SAMPLE_WEIGHT = "sample_weight: expected none, a ranking counts all samples alike; leave it out"
+
 
 class RankingLoss(MetricLoss):
     """−log_q (N6) of a metric that compares how scores rank positives and negatives.
@@ -129,12 +131,14 @@ class RankingLoss(MetricLoss):
         return neg_log_q(log_mean, self.q).to(scores.dtype) + zero
 
     @torch.no_grad()
-    def counted(self, scores: Tensor, target: Tensor) -> Tensor:
+    def counted(self, scores: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The metric itself, of the scores without noise, in float64; equal scores rank as scikit-learn has it.
 
         Without ``memory``; of the batches of all ranks, where there is a ``process_group``. 0 where no ranking has both
         positives and negatives.
         """
+        if sample_weight is not None:
+            raise ValueError(NO_SAMPLE_WEIGHT)
         z, positive, keep = self.columns(scores, target)
         z = groups.gathered(z, self.process_group)
         positive, keep = (
