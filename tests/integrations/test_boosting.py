@@ -109,10 +109,30 @@ def test_layouts_of_the_callers() -> None:
             np.testing.assert_allclose(found[1], np.maximum(weight * expected[1], 1e-16), rtol=1e-12)
         assert loss.reduction == "mean"
         assert objective(y, raw.astype(np.float32))[0].dtype == np.float32
-    half = BoostingObjective(FBetaLoss(average="binary"))
-    np.testing.assert_allclose(half(y, raw, np.full(len(y), 0.5))[0], half(y, raw)[0], rtol=1e-9)
-    with pytest.raises(ValueError, match=r"^sample_weight: AUCLoss ranks all rows alike; leave the weights out$"):
+    with pytest.raises(ValueError, match=r"^sample_weight: AUCLoss of all rows takes none; leave the weights out$"):
         BoostingObjective(AUCLoss())(y, raw, weight)
+
+
+@pytest.mark.parametrize(
+    ("loss", "classes"),
+    [
+        (AccuracyLoss(), 2),
+        (BalancedAccuracyLoss(), 2),
+        (BalancedAccuracyLoss(), 3),
+        (FBetaLoss(average="binary"), 2),
+        (FBetaLoss(average="macro"), 3),
+    ],
+    ids=repr,
+)
+def test_a_row_of_weight_2_counts_twice(loss: Any, classes: int) -> None:
+    raw, y = rows(classes=classes)
+    weight = np.arange(len(y)) % 3
+    objective = BoostingObjective(loss)
+    found = objective(y, raw, weight)[0]
+    repeated = objective(y.repeat(weight), raw.repeat(weight, 0))[0]
+    each = np.split(repeated, np.cumsum(weight)[:-1])
+    np.testing.assert_allclose(found, [part.sum(0) if len(part) else 0 * found[0] for part in each], rtol=1e-9, atol=1e-12)
+    assert objective.counted(raw, y, weight) == pytest.approx(objective.counted(raw.repeat(weight, 0), y.repeat(weight)))
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +256,23 @@ def test_native_interfaces(table: Any) -> None:
     assert seen["valid_0"]["FBeta"][-1] == pytest.approx(f1_score(expected, trained.predict(held) > 0))
 
 
+def test_weights_of_held_rows_count_in_what_is_watched(table: Any) -> None:
+    lightgbm, xgboost = pytest.importorskip("lightgbm"), pytest.importorskip("xgboost")
+    X, y, held, expected = table
+    weight = np.where(expected == 1, 0.3, 1.0 + np.arange(len(expected)) % 5)
+    objective = BoostingObjective(FBetaLoss(average="binary"))
+    grown = xgboost.XGBClassifier(n_estimators=5, objective=objective, eval_metric=objective.xgboost_metric, n_jobs=1)
+    grown.fit(X, y, eval_set=[(held, expected)], sample_weight_eval_set=[weight], verbose=False)
+    choice = grown.predict(held, output_margin=True) > 0
+    logged = grown.evals_result()["validation_0"]["xgboost_metric"][-1]
+    assert 1 - logged == pytest.approx(f1_score(expected, choice, sample_weight=weight), rel=1e-6)
+    grown = lightgbm.LGBMClassifier(n_estimators=5, objective=objective, metric="None", verbose=-1, n_jobs=1)
+    grown.fit(X, y, eval_X=held, eval_y=expected, eval_sample_weight=[weight], eval_metric=objective.lightgbm_metric)
+    choice = grown.predict(held, raw_score=True) > 0
+    logged = grown.evals_result_["valid_0"]["FBeta"][-1]
+    assert logged == pytest.approx(f1_score(expected, choice, sample_weight=weight), rel=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:Can't optim")  # by numba, which is CatBoost's way with plain functions
 def test_catboost(table: Any) -> None:
     catboost = pytest.importorskip("catboost")
@@ -255,7 +292,12 @@ def test_catboost(table: Any) -> None:
     )
     several = make_classification(200, 6, n_informative=4, n_classes=3, random_state=0)
     objective = BoostingObjective(AccuracyLoss(q=0.5))
-    model = catboost.CatBoostClassifier(**options, loss_function=objective.catboost(3), eval_metric="MultiClass").fit(*several)
+    watch = {"loss_function": objective.catboost(), "eval_metric": objective.catboost_metric}
+    named = catboost.CatBoostClassifier(**options, **watch, class_names=("no", "yes"))
+    words = np.array(["no", "yes"])
+    for model in (named, clone(named)):
+        assert (model.fit(X, words[y]).predict(held) == words[expected]).mean() > 0.8
+    model = catboost.CatBoostClassifier(**options, loss_function=objective.catboost(), eval_metric="MultiClass").fit(*several)
     assert (model.predict(several[0]).ravel() == several[1]).mean() > 0.8
     with pytest.raises(ValueError, match=r"^catboost: FBetaLoss is a metric of all rows, [^\n]*take XGBoost or LightGBM"):
         BoostingObjective(FBetaLoss()).catboost()
@@ -268,6 +310,18 @@ def test_catboost(table: Any) -> None:
         (lambda: BoostingObjective(AccuracyLoss(scale=torch.ones(()))), TypeError, "^scale: expected a number"),
         (lambda: BoostingObjective(AUCLoss(memory=5)), ValueError, "^process_group, memory: expected none"),
         (lambda: BoostingObjective(AccuracyLoss(), step=0.0), ValueError, "^step: expected a number > 0, got 0.0"),
+        (lambda: BoostingObjective(FBetaLoss(average="none")), ValueError, "^average: expected one number"),
+        (
+            lambda: BoostingObjective(FBetaLoss(average="binary", weight=torch.ones(2))),
+            ValueError,
+            "^weight: expected none with average='binary'; give the booster sample_weight",
+        ),
+        (
+            lambda: BoostingObjective(AccuracyLoss())([0.3, 1.0], np.zeros(2)),
+            ValueError,
+            "^target: expected class codes 0, 1, …, got 0.3; a metric of decisions has no fractions",
+        ),
+        (lambda: BoostingObjective(AccuracyLoss())([NAN, 1.0], np.zeros(2)), ValueError, "^target: .* got nan"),
         (
             lambda: BoostingObjective(AUCLoss())([1.0, 2.0], np.zeros(2)),
             ValueError,

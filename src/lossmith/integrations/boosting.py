@@ -30,7 +30,8 @@ class BoostingObjective:
     functions take the object itself; ``CatBoostClassifier(loss_function=…)`` takes its ``catboost()``. LightGBM's classifier
     then predicts raw scores; ``integrations.lightgbm`` has one that predicts classes.
 
-    With L the weighted sum of the rows' losses (for a metric of all rows n times its loss), g_i = ∂L/∂s_i exactly, and
+    With L the weighted sum of the rows' losses (for a metric of all rows the sum of the rows' weights times its loss) and
+    g_i = ∂L/∂s_i exactly,
 
         h_i = max(c_i, abs(g_i) / (step · scale))
 
@@ -70,49 +71,54 @@ class BoostingObjective:
             raise ValueError("process_group, memory: expected none, a booster's batch is all rows")
         if not step > 0:
             raise ValueError(f"step: expected a number > 0, got {step}")
+        average = getattr(loss, "average", "")
+        if average == "none":
+            raise ValueError("average: expected one number for all classes, got 'none'; take 'macro'")
+        if average == "binary" and loss.weight is not None:
+            raise ValueError("weight: expected none with average='binary'; give the booster sample_weight or scale_pos_weight")
         self.loss = loss
         self.step = step
-        if self._separable:
-            self._of_rows: Any = copy.copy(loss)
-            self._of_rows.reduction = "none"
 
     def __call__(self, first: Any, second: Any, sample_weight: Any = None) -> tuple[Floats, Floats]:
         """Gradient and second derivatives: of (targets, raw scores), or of (raw scores, the booster's data set)."""
-        if not hasattr(second, "get_label"):
-            return self.derivatives(second, first, sample_weight)
-        weight = second.get_weight()
-        return self.derivatives(first, second.get_label(), weight if weight is not None and len(weight) else None)
+        raw, target, weight = _arguments(first, second, sample_weight)
+        return self.derivatives(raw, target, weight)
 
     def derivatives(self, raw: Any, target: Any, sample_weight: Any = None) -> tuple[Floats, Floats]:
         """∂L/∂s and h, both of the shape and the float type of the raw scores."""
-        scores, index = _tensors(raw, target)
-        weight = None if sample_weight is None else torch.as_tensor(np.asarray(sample_weight)).to(scores)
-        gradient, curvature = self._derivatives(scores, index, weight)
+        scores, index, weight = _tensors(raw, target, sample_weight)
+        loss = self._of_rows(scores, index, weight)
+        gradient, curvature = self._derivatives(scores, index, weight, loss)
         if curvature is None:
-            second = gradient.abs() / (min(self.step, 1.0) * self.loss.scale)
+            second = gradient.abs() / (min(self.step, 1.0) * loss.scale)
         else:
-            second = torch.maximum(curvature, gradient.abs() / (self.step * self.loss.scale))
+            second = torch.maximum(curvature, gradient.abs() / (self.step * loss.scale))
         return gradient.numpy(), second.clamp_min(LEAST).numpy()
 
-    def _derivatives(self, scores: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _of_rows(self, scores: Tensor, target: Tensor, weight: Tensor | None) -> MetricLoss:
+        """The loss; balanced accuracy as the accuracy whose classes weigh what they do among these rows."""
+        loss = self.loss
+        if not isinstance(loss, BalancedAccuracyLoss) or loss.over != "sample" or loss.label_smoothing:
+            return loss
+        ones = torch.ones(len(target)) if weight is None else weight
+        counts = torch.bincount(target, ones.double(), minlength=2 if scores.dim() == 1 else scores.shape[1])
+        return AccuracyLoss(loss.noise, loss.scale, loss.q, weight=loss.weights_of(counts, counts))
+
+    def _derivatives(
+        self, scores: Tensor, target: Tensor, weight: Tensor | None, loss: MetricLoss
+    ) -> tuple[Tensor, Tensor | None]:
         """∂L/∂s, and c of the documentation where it is known."""
         if scores.dim() == 1:
-            check_target_values(target, 2, NO_TARGET)
-            known = rows_of(self.loss, target)
+            known = rows_of(loss, target)
             if known is not None:
                 of_class, each = known[0], known[1].to(scores) if weight is None else known[1].to(scores) * weight
-                first, second = derivatives_of_rows(scores, of_class, self.loss)
+                first, second = derivatives_of_rows(scores, of_class, loss)
                 return each * first, each * second
-            if isinstance(self.loss, ConfusionLoss) and self._binary and not self.loss.label_smoothing:
-                return derivatives_of_counts(scores, target, weight, self.loss)
+            if isinstance(loss, ConfusionLoss) and self._binary and not loss.label_smoothing:
+                return derivatives_of_counts(scores, target, weight, loss)
         scores = scores.requires_grad_()
-        (gradient,) = torch.autograd.grad(self._sum(self._as_taken(scores), target, weight), scores)
-        return gradient, self._curvature(scores.detach(), target, weight)
-
-    @property
-    def _separable(self) -> bool:
-        """Whether a row's derivatives depend on its own score alone: weights of classes depend on the targets only."""
-        return self.loss.is_sample_mean or (isinstance(self.loss, BalancedAccuracyLoss) and self.loss.over == "sample")
+        (gradient,) = torch.autograd.grad(_sum(loss, self._as_taken(scores), target, weight), scores)
+        return gradient, _curvature(loss, scores.detach(), target, weight)
 
     @property
     def _binary(self) -> bool:
@@ -123,29 +129,6 @@ class BoostingObjective:
         alone = scores.dim() > 1 or isinstance(self.loss, RankingLoss) or self._binary
         return scores if alone else columns(scores)
 
-    def _sum(self, scores: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        """The sum of the rows' losses, weighted; n times a metric of all rows."""
-        if self._separable:
-            losses: Tensor = self._of_rows(scores, target)
-            return losses.sum() if weight is None else (weight * losses).sum()
-        if weight is None:
-            return len(target) * self.loss(scores, target)
-        if not isinstance(self.loss, ConfusionLoss):
-            raise ValueError(f"sample_weight: {type(self.loss).__name__} ranks all rows alike; leave the weights out")
-        return len(target) * self.loss(scores, target, weight)
-
-    def _curvature(self, scores: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
-        """c of several classes."""
-        loss, sigma = self.loss, self.loss.scale
-        plain = isinstance(loss, AccuracyLoss) and loss.margin is None and not loss.label_smoothing
-        if not (plain and loss.is_sample_mean and isinstance(loss.noise, Gumbel) and scores.dim() > 1):
-            return None
-        p = (scores / sigma).softmax(-1)
-        own = torch.nn.functional.one_hot(target, scores.shape[-1]).to(p)
-        slope = p.gather(-1, target.unsqueeze(-1)) ** (1 - loss.q) * loss.class_weight(scores)[target].unsqueeze(-1)
-        slope = slope if weight is None else slope * weight.unsqueeze(-1)
-        return slope * (p * (1 - p) - (1 - loss.q) * (own - p).square()) / sigma**2
-
     # What early stopping watches
 
     @property
@@ -153,29 +136,24 @@ class BoostingObjective:
         """Of the counted metric, in a booster's log."""
         return type(self.loss).__name__.removesuffix("Loss")
 
-    def counted(self, raw: Any, target: Any) -> float:
+    def counted(self, raw: Any, target: Any, sample_weight: Any = None) -> float:
         """The metric itself, of raw scores and class codes."""
-        scores, index = _tensors(raw, target)
-        return float(self.loss.counted(self._as_taken(scores), index))
+        scores, index, weight = _tensors(raw, target, sample_weight)
+        return float(self.loss.counted(self._as_taken(scores), index, weight))
 
-    def _watched(self, first: Any, second: Any) -> tuple[float, bool]:
-        """``counted`` of a caller's arguments, and whether these are those of a function ``train``."""
-        native = hasattr(second, "get_label")
-        return self.counted(first, second.get_label()) if native else self.counted(second, first), native
-
-    def lightgbm_metric(self, first: Any, second: Any) -> tuple[str, float, bool]:
+    def lightgbm_metric(self, first: Any, second: Any, sample_weight: Any = None) -> tuple[str, float, bool]:
         """For LightGBM's ``eval_metric`` and ``feval``: name, value, and whether higher is better."""
-        value, _ = self._watched(first, second)
-        return self.name, value, self.loss.higher_is_better
+        return self.name, self.counted(*_arguments(first, second, sample_weight)), self.loss.higher_is_better
 
-    def xgboost_metric(self, first: Any, second: Any) -> Any:
+    def xgboost_metric(self, first: Any, second: Any, sample_weight: Any = None) -> Any:
         """For XGBoost's ``eval_metric`` (the value) and ``custom_metric`` (name and value), which go down: 1 − the metric."""
-        value, native = self._watched(first, second)
+        value = self.counted(*_arguments(first, second, sample_weight))
         value = 1 - value if self.loss.higher_is_better else value
+        native = hasattr(second, "get_label")
         return (f"1-{self.name}", value) if native else value  # a name without spaces, which end it there
 
-    def catboost(self, n_classes: int = 2) -> CatBoostObjective | CatBoostMultiObjective:
-        """For ``CatBoostClassifier(loss_function=…)``.
+    def catboost(self) -> CatBoostObjective:
+        """For ``CatBoostClassifier(loss_function=…, class_names=…)``, which learns no classes from a metric of its user.
 
         Of more than two classes CatBoost asks row by row, which is slow; that there are more it knows by
         eval_metric="MultiClass".
@@ -185,7 +163,7 @@ class BoostingObjective:
                 f"catboost: {type(self.loss).__name__} is a metric of all rows, and CatBoost shows an objective some at a time;"
                 " take XGBoost or LightGBM, or a mean over samples"
             )
-        return CatBoostObjective(self) if n_classes == 2 else CatBoostMultiObjective(self)
+        return CatBoostObjective(self)
 
     @property
     def catboost_metric(self) -> CatBoostMetric:
@@ -193,35 +171,33 @@ class BoostingObjective:
         return CatBoostMetric(self)
 
 
-class CatBoostObjective:
-    """What CatBoost asks of an objective of its user for two classes: derivatives of minus the loss."""
+class _ForCatBoost:
+    """What CatBoost keeps; a copy is the same object, since scikit-learn's ``clone`` compares what CatBoost has copied."""
 
     def __init__(self, objective: BoostingObjective) -> None:
         self.objective = objective
+
+    def __deepcopy__(self, known: Any) -> _ForCatBoost:
+        return self
+
+
+class CatBoostObjective(_ForCatBoost):
+    """What CatBoost asks of an objective of its user: derivatives of minus the loss."""
 
     def calc_ders_range(self, approxes: Any, targets: Any, weights: Any) -> list[tuple[float, float]]:
         """(n,) raw scores of two classes."""
-        gradient, second = self.objective.derivatives(np.array(approxes), np.array(targets), _given(weights))
+        given = None if weights is None else np.array(weights)
+        gradient, second = self.objective.derivatives(np.array(approxes), np.array(targets), given)
         return list(zip(-gradient, -second, strict=True))
 
-
-class CatBoostMultiObjective:
-    """The same for more classes."""
-
-    def __init__(self, objective: BoostingObjective) -> None:
-        self.objective = objective
-
     def calc_ders_multi(self, approxes: Any, target: float, weight: float) -> tuple[list[float], list[list[float]]]:
-        """(C,) raw scores of one row; of the second derivatives the diagonal."""
+        """(C,) raw scores of one row of more classes; of the second derivatives the diagonal."""
         gradient, second = self.objective.derivatives(np.array([approxes]), np.array([target]), np.array([weight]))
         return list(-gradient[0]), [list(row) for row in np.diag(-second[0])]
 
 
-class CatBoostMetric:
+class CatBoostMetric(_ForCatBoost):
     """What CatBoost asks of a metric of its user."""
-
-    def __init__(self, objective: BoostingObjective) -> None:
-        self.objective = objective
 
     def is_max_optimal(self) -> bool:
         """Whether higher is better."""
@@ -229,20 +205,56 @@ class CatBoostMetric:
 
     def evaluate(self, approxes: Any, target: Any, weight: Any) -> tuple[float, float]:
         """The counted metric, and a weight of 1."""
-        raw = np.array(approxes)
-        return self.objective.counted(raw[0] if len(raw) == 1 else raw.T, np.array(target)), 1.0
+        raw, given = np.array(approxes), None if weight is None else np.array(weight)
+        return self.objective.counted(raw[0] if len(raw) == 1 else raw.T, np.array(target), given), 1.0
 
     def get_final_error(self, error: float, weight: float) -> float:
         """The value itself."""
         return error
 
 
-def _given(weights: Any) -> Any:
-    return None if weights is None else np.array(weights)
+def _sum(loss: MetricLoss, scores: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """The sum of the rows' losses, weighted; the sum of the weights times a metric of all rows."""
+    if loss.is_sample_mean:
+        of_rows: Any = copy.copy(loss)
+        of_rows.reduction = "none"
+        losses: Tensor = of_rows(scores, target)
+        return losses.sum() if weight is None else (weight * losses).sum()
+    if weight is None:
+        return len(target) * loss(scores, target)
+    if not isinstance(loss, ConfusionLoss):
+        raise ValueError(f"sample_weight: {type(loss).__name__} of all rows takes none; leave the weights out")
+    return weight.sum() * loss(scores, target, weight)
 
 
-def _tensors(raw: Any, target: Any) -> tuple[Tensor, Tensor]:
-    scores, index = np.asarray(raw), np.asarray(target)
+def _curvature(loss: MetricLoss, scores: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
+    """c of several classes."""
+    plain = isinstance(loss, AccuracyLoss) and loss.margin is None and not loss.label_smoothing
+    if not (plain and loss.is_sample_mean and isinstance(loss.noise, Gumbel) and scores.dim() > 1):
+        return None
+    p = (scores / loss.scale).softmax(-1)
+    own = torch.nn.functional.one_hot(target, scores.shape[-1]).to(p)
+    slope = p.gather(-1, target.unsqueeze(-1)) ** (1 - loss.q) * loss.class_weight(scores)[target].unsqueeze(-1)
+    slope = slope if weight is None else slope * weight.unsqueeze(-1)
+    return slope * (p * (1 - p) - (1 - loss.q) * (own - p).square()) / loss.scale**2
+
+
+def _arguments(first: Any, second: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+    """Raw scores, targets and weights of (targets, raw scores, weights), or of (raw scores, the booster's data set)."""
+    if not hasattr(second, "get_label"):
+        return second, first, sample_weight
+    weight = second.get_weight()
+    return first, second.get_label(), weight if weight is not None and len(weight) else None
+
+
+def _tensors(raw: Any, target: Any, sample_weight: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scores, class codes and weights, checked."""
+    scores, codes = np.asarray(raw), np.asarray(target)
     if scores.dtype not in (np.float32, np.float64):
         scores = scores.astype(np.float64)
-    return torch.from_numpy(np.array(scores)), torch.from_numpy(index.astype(np.int64))
+    if not (np.mod(codes, 1) == 0).all():
+        wrong = codes[np.mod(codes, 1) != 0][0]
+        raise ValueError(f"target: expected class codes 0, 1, …, got {wrong}; a metric of decisions has no fractions of labels")
+    z, index = torch.from_numpy(np.array(scores)), torch.from_numpy(codes.astype(np.int64))
+    check_target_values(index, 2 if z.dim() == 1 else z.shape[1], NO_TARGET)
+    return z, index, None if sample_weight is None else torch.as_tensor(np.asarray(sample_weight)).to(z)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lossmith.functional import argmax_log_prob
-from lossmith.losses import AccuracyLoss, BalancedAccuracyLoss, CostLoss, TopKAccuracyLoss
+from lossmith.losses import AccuracyLoss, CostLoss, TopKAccuracyLoss
 from lossmith.losses.base import MetricLoss
 from lossmith.losses.confusion_matrix import ConfusionLoss, Counts
 from lossmith.noise import Gumbel, Noise, Normal
@@ -49,10 +49,7 @@ def rows_of(loss: MetricLoss, target: Tensor) -> tuple[Tensor, Tensor] | None:
     if getattr(loss, "over", "") != "sample" or getattr(loss, "label_smoothing", 0):
         return None
     weight = torch.ones(2, dtype=torch.float64) if loss.weight is None else loss.weight.double()
-    if isinstance(loss, BalancedAccuracyLoss):
-        counts = torch.bincount(target, minlength=2).double()
-        weight = loss.weights_of(counts, counts)
-    elif isinstance(loss, CostLoss) and loss.cost is not None:
+    if isinstance(loss, CostLoss) and loss.cost is not None:
         cost = loss.cost.double()
         weight = weight * (cost[:, 0] - cost[:, 1]).abs()
         return cost.argmin(1)[target], weight[target]
@@ -73,9 +70,9 @@ def derivatives_of_rows(scores: Tensor, of_class: Tensor, loss: MetricLoss) -> t
 
 
 def derivatives_of_counts(scores: Tensor, target: Tensor, weight: Tensor | None, loss: ConfusionLoss) -> tuple[Tensor, Tensor]:
-    """n times the first derivative of a metric of binary counts in raw scores (n,), and the second while its slope is held.
+    """First derivative of n times a metric of binary counts in raw scores (n,), and the second while its slope is held.
 
-    A row enters the counts by two of them alone: tp and fn if it is positive, else fp and tn.
+    n is the sum of the weights. A row enters the counts by two of them alone: tp and fn if it is positive, else fp and tn.
     """
     lead = lead_of(scores / float(loss.scale), loss.noise)
     rest = lead_of(-scores / float(loss.scale), loss.noise)
@@ -86,7 +83,7 @@ def derivatives_of_counts(scores: Tensor, target: Tensor, weight: Tensor | None,
     counts = [x.detach().reshape(1).requires_grad_() for x in sums]
     log_tp = counts[0].clamp_min(torch.finfo(torch.float64).tiny).log()
     value = loss.loss_of_counts(Counts(*counts), log_tp)
-    tp, fp, fn, tn = torch.autograd.grad(len(target) * value, counts, allow_unused=True, materialize_grads=True)
+    tp, fp, fn, tn = torch.autograd.grad(ones.sum() * value, counts, allow_unused=True, materialize_grads=True)
     held = torch.where(positive, tp - fn, fp - tn) * ones
     first = held * p * lead.first.double() / float(loss.scale)
     second = held * p * (lead.second + lead.first.square()).double() / float(loss.scale) ** 2
