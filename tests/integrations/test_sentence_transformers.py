@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lossmith import AccuracyLoss, FBetaLoss, TopKAccuracyLoss
+from lossmith import AccuracyLoss, FBetaLoss, LinearAccuracyLoss, TopKAccuracyLoss
 from lossmith.integrations.sentence_transformers import InBatchLoss
 from support.ranks import Ranks
 
@@ -78,6 +78,14 @@ def test_under_its_trainer(k: int, tmp_path: Any) -> None:
     assert loss.get_config_dict()["similarity_fct"] == "cos_sim"
 
 
+@pytest.mark.parametrize(("loss", "candidates"), [(AccuracyLoss(), 1), (TopKAccuracyLoss(3), 3)])
+def test_a_short_last_batch_counts_as_found(loss: Any, candidates: int) -> None:
+    embeddings = [column[:candidates] for column in columns(2)]
+    value = InBatchLoss(encoder(), loss).of_embeddings(embeddings)
+    value.backward()
+    assert value.item() == 0
+
+
 def of_ranks(group: Any, k: int) -> tuple[float, list[torch.Tensor]]:
     """A rank's loss of its rows, and the gradient, averaged over ranks as by DDP, in the embeddings of all."""
     rank, whole = dist.get_rank(), [column.detach() for column in columns()]
@@ -109,6 +117,8 @@ def test_gathered_it_is_the_loss_of_all_ranks(tmp_path: Any) -> None:
     ("make", "error", "message"),
     [
         (lambda: InBatchLoss(None, FBetaLoss()), TypeError, r"^loss: expected a mean over samples such as"),  # type: ignore[arg-type]
+        (lambda: InBatchLoss(None, AccuracyLoss(reduction="none")), TypeError, "^loss: expected one number for a batch"),  # type: ignore[arg-type]
+        (lambda: InBatchLoss(None, LinearAccuracyLoss(2, 3)), TypeError, "^loss: expected one number for a batch"),  # type: ignore[arg-type]
         (lambda: InBatchLoss(None, AccuracyLoss(), scale=0.0), ValueError, "^scale: expected a number > 0, got 0.0"),  # type: ignore[arg-type]
         (lambda: InBatchLoss(None, AccuracyLoss()).of_embeddings(columns(1)), ValueError, "^columns: expected anchors and"),  # type: ignore[arg-type]
     ],

@@ -11,7 +11,12 @@ from torch import Tensor
 transformers = pytest.importorskip("transformers")
 
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments  # noqa: E402
-from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput, TokenClassifierOutput  # noqa: E402
+from transformers.modeling_outputs import (  # noqa: E402
+    CausalLMOutput,
+    MoeCausalLMOutputWithPast,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 from lossmith import AccuracyLoss, AUCLoss, FBetaLoss, LinearAccuracyLoss, SubsetAccuracyLoss, TopKAccuracyLoss  # noqa: E402
 from lossmith.integrations.transformers import LossSchedule, TrainerLoss  # noqa: E402
@@ -190,6 +195,58 @@ def test_several_labels_a_sample() -> None:
     torch.testing.assert_close(found, loss(logits, labels) / 2)
 
 
+def test_tables_of_labels_are_counted_as_trainer_counts_them() -> None:
+    """torch's own loss of a table is a mean over entries, those here over rows."""
+    logits, labels = torch.randn(4, 3), torch.randint(2, (4, 3)).float()
+    entries = torch.nn.BCEWithLogitsLoss()
+    found = TrainerLoss(entries)(SequenceClassifierOutput(logits=logits), labels, torch.tensor(12))
+    torch.testing.assert_close(found, entries(logits, labels))
+    partly = labels.long()
+    partly[1] = partly[2, 0] = -100
+    loss, outputs = SubsetAccuracyLoss(), SequenceClassifierOutput(logits=logits)
+    torch.testing.assert_close(TrainerLoss(loss)(outputs, partly), loss(logits, partly))
+    with pytest.raises(ValueError, match=r"^labels: −100 in a table[^\n]*gradient_accumulation_steps=1"):
+        TrainerLoss(loss)(outputs, partly, torch.tensor(8))
+    counts = FBetaLoss(task="multilabel")
+    torch.testing.assert_close(TrainerLoss(counts)(outputs, partly, torch.tensor(8)), counts(logits, partly))
+
+
+def test_one_score_a_row() -> None:
+    logits, labels = torch.randn(9, 1), torch.arange(9) % 2
+    for loss in (AUCLoss(), FBetaLoss(average="binary")):
+        found = TrainerLoss(loss)(SequenceClassifierOutput(logits=logits), labels, torch.tensor(9))
+        torch.testing.assert_close(found, loss(logits.squeeze(1), labels))
+
+
+def test_whether_to_shift_is_asked_where_no_name_tells() -> None:
+    class OtherOutput(CausalLMOutput):
+        pass
+
+    logits, labels = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
+    loss = AccuracyLoss()
+    ahead = loss(logits[:, :-1].reshape(-1, 7), labels[:, 1:].reshape(-1))
+    same = loss(logits.reshape(-1, 7), labels.reshape(-1))
+    for outputs in (OtherOutput(logits=logits), {"logits": logits}, (logits,)):
+        with pytest.raises(ValueError, match=r"^shift: cannot tell from \w+ whether [^\n]*; pass shift=True"):
+            TrainerLoss(loss)(outputs, labels)
+        torch.testing.assert_close(TrainerLoss(loss, shift=True)(outputs, labels), ahead)
+        torch.testing.assert_close(TrainerLoss(loss, shift=False)(outputs, labels), same)
+
+
+def test_the_loss_is_the_one_that_was_given() -> None:
+    """A schedule of it, or its own dials, move what is trained."""
+    loss = AccuracyLoss(q=0.5)
+    wrapped, outputs, labels = TrainerLoss(loss), SequenceClassifierOutput(logits=torch.randn(5, 3)), torch.arange(5) % 3
+    loss.q = 0.0
+    torch.testing.assert_close(wrapped(outputs, labels), AccuracyLoss(q=0)(outputs.logits, labels))
+
+
+def test_the_loss_of_a_router_is_left_out_aloud() -> None:
+    outputs = MoeCausalLMOutputWithPast(logits=torch.randn(2, 5, 7), aux_loss=torch.ones(()))
+    with pytest.warns(UserWarning, match="^outputs: the router's auxiliary loss is left out"):
+        TrainerLoss(AccuracyLoss())(outputs, torch.randint(7, (2, 5)))
+
+
 def test_a_padded_vocabulary_is_cut() -> None:
     logits, labels = torch.randn(2, 5, 12), torch.randint(9, (2, 5))
     found = TrainerLoss(AccuracyLoss(), num_classes=9)(CausalLMOutput(logits=logits), labels)
@@ -238,6 +295,12 @@ class Capped(torch.nn.Module):
         (lambda: TrainerLoss(torch.nn.Linear(2, 2)), r"^loss: expected a loss module with a reduction, got Linear"),
         (lambda: TrainerLoss(AccuracyLoss(scale=torch.nn.Parameter(torch.ones(())))), "^loss: has a learned scale"),
         (lambda: TrainerLoss(LinearAccuracyLoss(3, 2)), "^loss: LinearAccuracyLoss takes the last layer along"),
+        (lambda: TrainerLoss(FBetaLoss(memory=9)), "^memory: expected none, rows of an evaluation"),
+        (lambda: TrainerLoss(AccuracyLoss(ignore_index=0)), "^ignore_index: expected -100, which Trainer leaves out, got 0"),
+        (
+            lambda: TrainerLoss(AccuracyLoss())(CausalLMOutput(logits=torch.zeros(1, 2, 3)), torch.zeros(1, 2, 3)),
+            r"^labels: expected shape \(1, 2\) for logits \(1, 2, 3\), got \(1, 2, 3\)",
+        ),
         (lambda: TrainerLoss(FBetaLoss(), fuse=language_model()), "^fuse: takes AccuracyLoss"),
         (lambda: TrainerLoss(AccuracyLoss(label_smoothing=0.1), fuse=language_model()), "^fuse: takes AccuracyLoss"),
         (lambda: TrainerLoss(AccuracyLoss(), fuse=Capped()), "^fuse: the logits of Capped are not its last layer's scores"),

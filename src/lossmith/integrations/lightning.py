@@ -23,7 +23,9 @@ class LossSchedule(Callback):
     Raises:
         TypeError, ValueError: no dial, as in the schedules, or, at the start, a training without an end.
 
-    The dials depend on the number of the step alone, so that a training goes on from a checkpoint as if it had not stopped.
+    The dials depend on the number of the step alone, so that a training goes on from a checkpoint as if it had not stopped. The
+    loss moves with them: stop early, and choose a checkpoint, by a metric. Lightning counts the steps of all optimisers: with
+    several, pass ``steps``.
 
     >>> from lossmith import AccuracyLoss
     >>> loss = AccuracyLoss()

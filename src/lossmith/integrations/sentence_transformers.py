@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import all_gather_with_grad, cos_sim, get_rank
 from torch import Tensor, nn
 
+from lossmith.losses import LinearAccuracyLoss
 from lossmith.losses.base import MetricLoss
 
 
@@ -28,7 +29,8 @@ class InBatchLoss(nn.Module):
             once DDP has averaged them.
 
     Shape:
-        columns of the data set: anchors, their positives, and any number of columns of negatives. Output: a scalar.
+        columns of the data set: anchors, their positives, and any number of columns of negatives. Output: a scalar, 0 for a
+        batch of no more candidates than count as found.
 
     Raises:
         TypeError, ValueError: another loss, a metric of the whole batch, a ``process_group``, or a column alone.
@@ -49,6 +51,8 @@ class InBatchLoss(nn.Module):
         super().__init__()
         if not isinstance(loss, MetricLoss) or not loss.is_sample_mean:
             raise TypeError(f"loss: expected a mean over samples such as AccuracyLoss(), got {type(loss).__name__}")
+        if isinstance(loss, LinearAccuracyLoss) or loss.reduction == "none":
+            raise TypeError(f"loss: expected one number for a batch of similarities, got {loss!r}; such as AccuracyLoss()")
         if loss.process_group is not None:
             raise ValueError("process_group: expected none; gather_across_devices=True shares the candidates")
         if not scale > 0:
@@ -71,6 +75,8 @@ class InBatchLoss(nn.Module):
         if self.gather_across_devices:
             candidates, first = [all_gather_with_grad(column) for column in candidates], get_rank() * len(anchors)
         scores = self.scale * self.similarity_fct(anchors, torch.cat(candidates))
+        if scores.shape[1] <= getattr(self.loss, "k", 1):  # a short last batch, all of whose candidates count as found
+            return 0.0 * scores.sum()
         value: Tensor = self.loss(scores, torch.arange(first, first + len(anchors), device=scores.device))
         return value
 

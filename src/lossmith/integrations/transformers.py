@@ -13,15 +13,16 @@ import transformers
 from packaging.version import Version
 from torch import Tensor, nn
 
-from lossmith.functional.linear import layer_of, sum_of_layer
+from lossmith.integrations.deferred import deferred_head
 from lossmith.integrations.dials import Dials, Ends
-from lossmith.losses import AccuracyLoss, LinearAccuracyLoss
+from lossmith.losses import LinearAccuracyLoss
 from lossmith.losses.base import ClassificationLoss
-from lossmith.losses.linear import weight_of_rows
 from lossmith.parallel import samples as groups
 from lossmith.training.schedules import Shape
 
 OLDEST = "4.46"  # the first whose Trainer has compute_loss_func
+IGNORED = -100  # which Trainer leaves out when it counts labels
+UNSHIFTED = ("TokenClassifier", "MaskedLM", "Seq2SeqLM")  # in the names of outputs whose scores are of the same place
 
 if Version(version("transformers")) < Version(OLDEST):
     raise ImportError(f"transformers: expected {OLDEST} or later, got {version('transformers')}; upgrade it")
@@ -37,27 +38,30 @@ class TrainerLoss:
     the noisy model gets wrong.
 
     Args:
-        loss: any of this package, or of ``torch.nn`` with a ``reduction``. A shallow copy is kept as ``loss``.
-        shift: whether the scores of a token are those of the next token's label. None: so if the model's output is named after
-            causal language models.
+        loss: any of this package, or of ``torch.nn`` with a ``reduction``; kept as ``loss``, with its own reduction left alone.
+        shift: whether the scores of a token are those of the next token's label. None: by the name of the model's output, which
+            has CausalLM in it, or ``UNSHIFTED``; where it has neither, the call asks for a word. Decoders of models with two
+            parts (BartForCausalLM) are called causal and not shifted: shift=False.
         num_classes: the classes that count; scores beyond, as of a vocabulary that was padded, are left out. None: all.
         fuse: a causal language model whose last layer is to be one with the loss, so that the scores of a batch are never in
             memory at once, as in ``LinearAccuracyLoss``. The model is changed: in training its ``logits`` are what the last
             layer takes. None: the model is left alone.
 
     Shape:
-        logits (N, C) with labels (N,), or (N, T, C) with (N, T); labels of −100 do not count. Labels (N, C), of tasks with
-        several a sample, go to the loss as they are.
+        logits (N, C) with labels (N,), (N, 1) of one score with (N,), or (N, T, C) with (N, T); labels of −100 do not count.
+        Tables of labels (N, C) go to the loss as they are.
 
     Raises:
         TypeError, ValueError: a loss without a ``reduction`` of its samples' mean, with a ``process_group`` that would count
-            devices twice, or with a learned ``scale``, which Trainer's optimizer does not know. When called: no labels, no
-            logits, shapes that do not fit; a metric of the batch where the step has several micro-batches or devices. For
-            ``fuse``: a model whose logits are not those of a linear last layer, or one whose last layer is sharded.
+            devices twice, with a ``memory``, into which evaluation would go, with another ``ignore_index`` than Trainer's, or
+            with a learned ``scale``, which Trainer's optimizer does not know. When called: no labels, no logits, shapes that do
+            not fit; a metric of the batch where the step has several micro-batches or devices. For ``fuse``: a model whose
+            logits are not those of a linear last layer, or one whose last layer is sharded.
 
     A metric of the batch (F-beta, AUC, over="batch", balanced accuracy) is no sum over micro-batches, and is refused unless the
     step is one batch: gradient_accumulation_steps=1 on one device, or on several with the loss's ``process_group``.
-    Half-precision scores are made float32 first, as by Trainer's own loss. A step in which no label counts has the loss 0.
+    Half-precision scores are made float32 first, as by Trainer's own loss. A step in which no label counts has the loss 0. The
+    auxiliary loss of a router (mixtures of experts) is the model's own, and is left out with a warning.
 
     Cost: the loss's own; with ``fuse`` that of ``LinearAccuracyLoss``.
 
@@ -85,60 +89,82 @@ class TrainerLoss:
         self.of_batch = isinstance(loss, ClassificationLoss) and not loss.is_sample_mean
         if not self.of_batch and getattr(loss, "process_group", None) is not None:
             raise ValueError("process_group: Trainer itself sums over devices; leave it out for a mean over samples")
-        reduced: Any = copy.copy(loss)
-        reduced.reduction = "mean" if self.of_batch else "sum"
-        self.loss = reduced
-        self.ignored: int = getattr(loss, "ignore_index", -100)
+        memory: Any = getattr(loss, "memory", None)
+        if memory is not None and memory.size:
+            raise ValueError("memory: expected none, rows of an evaluation would go into it; take larger batches")
+        if getattr(loss, "ignore_index", IGNORED) != IGNORED:
+            raise ValueError(f"ignore_index: expected {IGNORED}, which Trainer leaves out, got {loss.ignore_index}")
+        self.loss = loss
         self.shift = shift
         self.num_classes = num_classes
-        self.head = None if fuse is None else _deferred_head(fuse, self.loss)
+        self.head = None if fuse is None else deferred_head(fuse, loss)
 
     def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The loss of a micro-batch, a scalar."""
+        if getattr(outputs, "aux_loss", None) is not None:
+            text = "the router's auxiliary loss is left out; to train with it, override Trainer.compute_loss and add it"
+            warnings.warn(f"outputs: {text}", UserWarning, stacklevel=2)
         scores, target = self._scores_and_target(outputs, labels)
-        several = target.shape == scores.shape
-        count = torch.tensor(len(target)) if several else (target != self.ignored).sum()
-        items: Any = num_items_in_batch
-        if items is not None and several:
-            items = items / target.shape[-1]  # Trainer counts the entries of a table of labels
+        count = (target != IGNORED).sum()
         if self.of_batch:
-            return self._of_batch(scores, target, count, items)
+            return self._of_batch(scores, target, count, num_items_in_batch)
         if self.head is not None and self.head.deferred:
-            total = self.head.sum_of_loss(scores, target, self.loss, self.num_classes)
+            total = self.head.sum_of_loss(scores, target, self._reduced("sum"), self.num_classes)
         else:
-            total = self.loss(scores, target)
-        if not several:
-            self._say_if_nothing_counts(count)
-        if items is None:
-            items = count
+            total = self._reduced("sum")(scores, target)
+        if count.device.type == "cpu" and not int(count):  # elsewhere to look would wait for the device
+            self._say_that_nothing_counts()
+        items: Any = count if num_items_in_batch is None else num_items_in_batch
+        if target.dim() == 2 and isinstance(self.loss, ClassificationLoss):  # a loss a row, where Trainer counts entries
+            if num_items_in_batch is not None and int(count) != target.numel():
+                text = "labels: −100 in a table, of which Trainer counts the entries and the loss the rows"
+                raise ValueError(f"{text}; take gradient_accumulation_steps=1 and average_tokens_across_devices=False")
+            items = items / target.shape[1] if num_items_in_batch is not None else (target != IGNORED).any(1).sum()
         return total / (items.to(total.device).clamp(min=1) if isinstance(items, Tensor) else max(items, 1))
 
+    def _reduced(self, reduction: str) -> Any:
+        """The loss with another reduction, and with the dials that it has now."""
+        reduced: Any = copy.copy(self.loss)
+        reduced.reduction = reduction
+        return reduced
+
     def _scores_and_target(self, outputs: Any, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(rows, C) and (rows,), or (N, C) twice for tables of labels."""
+        """(rows, C) and (rows,), (rows,) twice, or (N, C) twice for tables of labels."""
         if labels is None:
-            text = "the batch has none; give the dataset a column 'labels', or name it in TrainingArguments(label_names=…)"
+            text = "the batch has none; Trainer hands over the column that is named 'labels', rename yours"
             raise ValueError(f"labels: {text}")
         scores = outputs.get("logits") if isinstance(outputs, Mapping) else outputs[0]
         if not isinstance(scores, Tensor):
             raise ValueError(f"outputs: expected logits, got {type(outputs).__name__} without; take a model with a head")
-        shift = self.shift if self.shift is not None else "CausalLM" in type(outputs).__name__
         target = labels.to(scores.device)
-        if shift:  # the scores stay in place, and the last of them count for nothing
-            target = nn.functional.pad(target, (0, 1), value=self.ignored)[..., 1:]
+        if target.dim() == 2 and scores.dim() == 3 and self._shifted(type(outputs).__name__):
+            target = nn.functional.pad(target, (0, 1), value=IGNORED)[:, 1:]  # the last scores count for nothing
         if self.head is None or not self.head.deferred:
             scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
             scores = scores[..., : self.num_classes]
-        if target.shape == scores.shape:
+        if target.shape == scores.shape and target.dim() <= 2:
             return scores, target
-        if scores.shape[:-1] != target.shape:
+        if scores.dim() not in (2, 3) or scores.shape[:-1] != target.shape:
             text = f"expected shape {tuple(scores.shape[:-1])} for logits {tuple(scores.shape)}, got {tuple(target.shape)}"
-            raise ValueError(f"labels: {text}; pass shift=True or False if the task was guessed wrongly")
+            raise ValueError(f"labels: {text}")
+        if scores.shape[1:] == (1,):
+            return scores.squeeze(1), target
         return scores.reshape(-1, scores.shape[-1]), target.reshape(-1)
+
+    def _shifted(self, name: str) -> bool:
+        if self.shift is not None:
+            return self.shift
+        if "CausalLM" in name:
+            return True
+        if any(known in name for known in UNSHIFTED):
+            return False
+        text = f"cannot tell from {name} whether the scores are those of the next token's label"
+        raise ValueError(f"shift: {text}; pass shift=True (a decoder's) or shift=False")
 
     def _of_batch(self, scores: Tensor, target: Tensor, count: Tensor, items: Tensor | int | None) -> Tensor:
         group = getattr(self.loss, "process_group", None)
         total = groups.total(count, group)
-        value: Tensor = self.loss(scores, target)
+        value: Tensor = self._reduced("mean")(scores, target)
         if items is None:
             return value
         if int(items) != int(total):
@@ -149,10 +175,9 @@ class TrainerLoss:
         ranks = 1 if group is None else torch.distributed.get_world_size(group)
         return value / ranks  # by which Trainer multiplies, since it takes the loss for a share of the step's
 
-    def _say_if_nothing_counts(self, count: Tensor) -> None:
-        if count.device.type == "cpu" and not int(count):  # elsewhere to look would wait for the device
-            text = "labels: none of a micro-batch counts, all are −100, so its loss is 0; see whether a short max_length cuts "
-            warnings.warn(text + "the answers off, or whether the collator masks them", UserWarning, stacklevel=3)
+    def _say_that_nothing_counts(self) -> None:
+        text = "labels: none of a micro-batch counts, all are −100, so its loss is 0; see whether a short max_length cuts "
+        warnings.warn(text + "the answers off, or whether the collator masks them", UserWarning, stacklevel=3)
 
 
 class LossSchedule(transformers.TrainerCallback):
@@ -166,7 +191,8 @@ class LossSchedule(transformers.TrainerCallback):
     Raises:
         TypeError, ValueError: no dial, or as in the schedules; at the start of the training.
 
-    The dials depend on the number of the step alone, so that a training goes on from a checkpoint as if it had not stopped.
+    The dials depend on the number of the step alone, so that a training goes on from a checkpoint as if it had not stopped. The
+    value of the loss moves with them, that of an evaluation as well: choose the best model by a metric, not by eval_loss.
 
     >>> from lossmith import AccuracyLoss
     >>> loss = TrainerLoss(AccuracyLoss())
@@ -189,58 +215,3 @@ class LossSchedule(transformers.TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.dials.go_to(state.global_step)
-
-
-class DeferredLinear(nn.Linear):
-    """A last layer that, in training, hands on what it takes: the loss makes the scores, chunk by chunk."""
-
-    deferred = False  # in the last forward pass
-    autocast: torch.dtype | None = None  # in that pass
-
-    def forward(self, input: Tensor) -> Tensor:
-        self.deferred = self.training and torch.is_grad_enabled()
-        if not self.deferred:
-            return super().forward(input)
-        kind = input.device.type
-        self.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return input
-
-    def sum_of_loss(self, input: Tensor, target: Tensor, loss: AccuracyLoss, classes: int | None) -> Tensor:
-        """Σ of the loss of input (rows, d) against class indices (rows,), by the first so many classes, or all."""
-        if self.weight.shape != (self.out_features, self.in_features):
-            text = f"expected the last layer's weight ({self.out_features}, {self.in_features}), got {tuple(self.weight.shape)}"
-            raise ValueError(f"fuse: {text}; it is sharded outside the model's forward pass, leave fuse out")
-        kind = input.device.type
-        with torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
-            dials = loss.noise, loss.scale, loss.margin, loss.ignore_index, None
-            bias = self.bias if self.bias is None else self.bias[:classes]
-            layer = layer_of(input, self.weight[:classes], target, bias, *dials)
-        return sum_of_layer(layer, weight_of_rows(loss, layer), loss.q)
-
-
-def _deferred_head(model: Any, loss: nn.Module) -> DeferredLinear:
-    """The model's last layer, made one that defers its scores; refused where the loss or the model need them."""
-    if not isinstance(loss, AccuracyLoss) or loss.over != "sample" or loss.label_smoothing or loss.standardize:
-        raise ValueError("fuse: takes AccuracyLoss, a mean over samples, without label_smoothing and standardize")
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if type(head) is DeferredLinear:
-        return head
-    if type(head) is not nn.Linear:
-        raise ValueError(
-            f"fuse: expected a model whose last layer is torch.nn.Linear, got {type(head).__name__}; leave fuse out"
-        )
-    taken: list[Tensor] = []
-    hook = head.register_forward_hook(lambda module, inputs, output: taken.append(output))
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            token = torch.zeros((1, 2), dtype=torch.int64, device=head.weight.device)
-            scores = model.eval()(input_ids=token, attention_mask=torch.ones_like(token)).logits
-    finally:
-        hook.remove()
-        model.train(was_training)
-    if len(taken) != 1 or not torch.equal(taken[0], scores):
-        text = f"the logits of {type(model).__name__} are not its last layer's scores, which are capped or scaled"
-        raise ValueError(f"fuse: {text}; leave fuse out")
-    head.__class__ = DeferredLinear
-    return head  # type: ignore[return-value]

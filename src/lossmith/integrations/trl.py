@@ -37,6 +37,8 @@ class MetricSFTTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         if self.args.loss_type != "nll" or self.compute_loss_func is not None:
             raise ValueError("loss_type: expected 'nll' and no compute_loss_func, which metric_loss takes the place of")
+        if self.args.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor: expected 0, since with it Trainer itself makes the loss; leave it out")
         self.metric_loss = metric_loss
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
