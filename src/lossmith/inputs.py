@@ -18,6 +18,8 @@ from torch.autograd import forward_ad
 
 Forward = TypeVar("Forward", bound=Callable[..., Tensor])
 
+NO_SAMPLE_WEIGHT = "sample_weight: expected none, a ranking counts all samples alike; leave it out"
+
 
 def has_values(tensor: Tensor) -> bool:
     """Whether to look at a tensor's values: on the CPU, not compiled, no wrapper, not under ``torch.func``."""

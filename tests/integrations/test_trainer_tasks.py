@@ -119,7 +119,7 @@ def test_rare_lines_of_a_program_are_found_by_a_metric_of_the_batch(tmp_path: Pa
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(**SIZES, **PLAIN, num_labels=2))
     loss = TrainerLoss(FBetaLoss(average="binary", q=0.5))
-    trainer_of(model, rows, tmp_path, loss, max_steps=60, per_device_train_batch_size=len(rows)).train()
+    trainer_of(model, rows, tmp_path, loss, max_steps=120, per_device_train_batch_size=len(rows)).train()
     assert FBetaLoss(average="binary").counted(*scores_of(model, held)).item() > 0.8
 
 

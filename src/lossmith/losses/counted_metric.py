@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lossmith.losses.ranking import NO_SAMPLE_WEIGHT
+from lossmith.inputs import NO_SAMPLE_WEIGHT
 
 _NUMBERS = count()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lossmith.functional.columns import log_auc_of_columns, log_odds, log_precision_of_columns
 from lossmith.inputs import (
+    NO_SAMPLE_WEIGHT,
     check_choice,
     check_number,
     check_tensors,
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 Task = Literal["binary", "multiclass", "multilabel"]
 Average = Literal["macro", "weighted", "micro", "none"]
 TASKS, AVERAGES = ("binary", "multiclass", "multilabel"), ("macro", "weighted", "micro", "none")
-
-NO_SAMPLE_WEIGHT = "sample_weight: expected none, a ranking counts all samples alike; leave it out"
 
 
 class RankingLoss(MetricLoss):
