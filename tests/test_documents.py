@@ -1,21 +1,36 @@
-"""The README's Python blocks and the examples run, and the relative links of the documents lead somewhere."""
+"""Python blocks and examples run, relative links lead somewhere, both READMEs say the same, and the reference is complete."""
 
 import re
 import runpy
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import lossmith
+from lossmith import estimators, functional, surrogates, training
+
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+READMES = ROOT / "README.md", ROOT / "README.zh-CN.md"
+DOCUMENTS = [
+    *READMES,
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    *(ROOT / "docs").glob("*.md"),
+]
 
 
-BLOCKS = [(path.name, block) for path in DOCUMENTS for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)]
+BLOCKS = [
+    (path.name, block)
+    for path in DOCUMENTS
+    if path != READMES[1]
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*treespec", "ignore:.*dataloader")  # of Lightning's
 @pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])
-def test_python_block_runs(name, block):
+def test_python_block_runs(name, block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(block, name, "exec"), {})
 
 
@@ -38,4 +53,36 @@ def test_example_runs_and_ends_accurate(path, capsys):
 def test_relative_links_exist(document):
     links = re.findall(r"\]\(([^)#:]+)\)", document.read_text())
     missing = [link for link in links if not (document.parent / link).exists()]
+    assert not missing
+
+
+def parts_of(readme: Path) -> dict[str, list[str]]:
+    """What does not depend on the language: code, links, the levels of headings, and the numbers of each line of a table."""
+    text = readme.read_text(encoding="utf-8")
+    blocks = re.findall(r"```(.*?)```", text, re.DOTALL)
+    plain = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)]+)\)", plain)
+    rows = [line for line in plain.splitlines() if line.startswith("|")]
+    return {
+        "code": [re.sub(r"\s*#.*", "", block) for block in blocks],
+        "links": sorted(link for link in links if not link.startswith("README")),
+        "headings": re.findall(r"^#+", plain, re.MULTILINE),
+        "numbers": [" ".join(re.findall(r"[−+]?\d[\d.,]*", re.sub(r"\]\([^)]*\)", "", row))) for row in rows],
+        "names": ["".join(re.findall(r"`[^`]+`", row)) for row in rows],
+    }
+
+
+@pytest.mark.parametrize("part", ["code", "links", "headings", "numbers", "names"])
+def test_both_readmes_say_the_same(part):
+    english, chinese = (parts_of(readme)[part] for readme in READMES)
+    assert english
+    assert chinese == english
+
+
+@pytest.mark.parametrize("module", [lossmith, functional, surrogates, training, estimators], ids=lambda module: module.__name__)
+def test_every_public_name_is_in_the_reference(module):
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    of_module = re.search(rf"automodule:: {module.__name__}\n +:members:", text)
+    names = [name for name in module.__all__ if not isinstance(getattr(module, name), ModuleType)]
+    missing = [name for name in names if not of_module and not re.search(rf":: [\w.]*\b{name}\n", text)]
     assert not missing
