@@ -67,7 +67,7 @@ def parts_of(readme: Path) -> dict[str, list[str]]:
         "code": [re.sub(r"\s*#.*", "", block) for block in blocks],
         "links": sorted(link for link in links if not link.startswith("README")),
         "headings": re.findall(r"^#+", plain, re.MULTILINE),
-        "numbers": [" ".join(re.findall(r"[−+]?\d[\d.,]*", re.sub(r"\]\([^)]*\)", "", row))) for row in rows],
+        "numbers": [" ".join(sorted(re.findall(r"[−+]?\d(?:[\d.,]*\d)?", re.sub(r"\]\([^)]*\)", "", row)))) for row in rows],
         "names": ["".join(re.findall(r"`[^`]+`", row)) for row in rows],
     }
 
