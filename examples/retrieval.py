@@ -13,6 +13,7 @@ import inspect
 import pkgutil
 import statistics
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ FILES = Path(wordllama.__file__).parent
 def pairs() -> list[tuple[str, str]]:
     """First sentences of docstrings, and what follows them."""
     found = {}
+    warnings.simplefilter("ignore")  # of modules that are there for old names
     for package in PACKAGES:
         for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.", lambda name: None):
             if "test" in module.name or "._" in module.name or module.name.count(".") > 3:
