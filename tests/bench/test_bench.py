@@ -234,6 +234,25 @@ def test_linear_measures_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(refused.exception) == "--classes: expected at least 2, got 1"
 
 
+def test_boosting_measures_every_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xgboost")
+    pytest.importorskip("lightgbm")
+    from lossmith.bench import speed_boosting
+
+    for name, value in (("SECONDS", 0.0), ("ROUNDS", 2)):
+        monkeypatch.setattr(speed_boosting, name, value)
+    monkeypatch.setattr("lossmith.bench.timing.LEAST", 2)
+    asked = ["bench", "boosting", "--rows", "200"]
+    outcome = json.loads(CliRunner().invoke(cli, [*asked, "--json"]).stdout)
+    for library, own in speed_boosting.OWN.items():
+        assert set(outcome[library]) == {*own, *speed_boosting.LOSSES}
+        assert outcome[library][own[0]]["ratio"] == 1
+    assert "200 rows of 20 features" in CliRunner().invoke(cli, asked).stdout
+    assert "--rows: expected at least 100" in str(CliRunner().invoke(cli, ["bench", "boosting", "--rows", "5"]).exception)
+    monkeypatch.setattr("lossmith.cli.bench.find_spec", lambda name: None)
+    assert "pip install 'lossmith[boosting]'" in str(CliRunner().invoke(cli, asked).exception)
+
+
 def test_trainer_measures_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     from lossmith.bench import speed_trainer

@@ -152,6 +152,28 @@ def trainer(classes: int, noise: str, as_json: bool) -> None:
         print_table(speed_trainer.title(classes), *speed_linear.table(costs))
 
 
+@bench.command(short_help="A training of XGBoost and LightGBM, with their own objectives and with ours.")
+@click.option("--rows", type=int, default=100_000, show_default=True, metavar="N", help="Rows of the made table.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of a table.")
+def boosting(rows: int, as_json: bool) -> None:
+    """Print what a training costs with each metric as its objective, beside each library's own log loss and rankings.
+
+    They take turns; seconds are medians, and multiples those of log loss. Takes some minutes.
+    """
+    if rows < 100:
+        raise InputError(f"--rows: expected at least 100, got {rows}")
+    if not find_spec("xgboost") and not find_spec("lightgbm"):
+        raise InputError("bench boosting: needs xgboost or lightgbm; pip install 'lossmith[boosting]'")
+    from lossmith.bench import speed_boosting as study
+
+    with progress("boosting", len(study.LIBRARIES)) as show:
+        found = study.measure(rows, show)
+    if as_json:
+        print(json.dumps(study.as_json(found), indent=2))
+    else:
+        print_table(study.title(rows), *study.table(found))
+
+
 @bench.command(short_help="Time of the expected AUC beside a sort's.")
 @click.option("--scores", "sizes", type=int, multiple=True, metavar="N", help="How many.  [default: 10000, 100000, 1000000]")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of a table.")
