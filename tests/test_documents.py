@@ -55,6 +55,11 @@ def test_example_runs_and_ends_accurate(path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_nothing_is_left_to_be_filled_in(document):
+    assert not re.search(r"@@|TODO|FIXME", document.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_relative_links_exist(document):
     links = re.findall(r"\]\(([^)#:]+)\)", document.read_text())
     missing = [link for link in links if not (document.parent / link).exists()]

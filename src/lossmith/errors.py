@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 
 class InputError(ValueError):
@@ -17,6 +18,16 @@ class PerformanceWarning(UserWarning):
     """A call is served by the plain-torch reference at a size where that costs; the text says why, and what to do."""
 
 
+def need(package: str, extra: str) -> None:
+    """Refuse to go on without a package of an extra.
+
+    Raises:
+        ImportError: it is not installed; the text says how to get it.
+    """
+    if not find_spec(package):
+        raise ImportError(f"{package}: expected this package, it is not installed; pip install 'lossmith[{extra}]'")
+
+
 def near(name: str, choices: Iterable[str]) -> str:
     """Text that follows an unknown name: the near ones if there are any, otherwise all of them.
 
@@ -24,8 +35,11 @@ def near(name: str, choices: Iterable[str]) -> str:
     "did you mean 'hinge'?"
     >>> near("zzz", ["hinge", "sigmoid"])
     "choose from 'hinge', 'sigmoid'"
+    >>> near("F1", ["f1", "jaccard"])
+    "did you mean 'f1'?"
     """
     choices = list(choices)
-    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    close = [choice for choice in choices if choice.lower() == name.lower()]
+    close = close or difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
     quoted = ", ".join(repr(choice) for choice in close or choices)
     return f"did you mean {quoted}?" if close else f"choose from {quoted}"

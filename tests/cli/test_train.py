@@ -34,9 +34,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run("train", folder / "shop.csv", "--target", "bought", "--metric", "f1", "--positive", "yes", "--cv", 2,
                "--out", folder / "model.lossmith")  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "shop: f1 on 4 inner folds" in done.stdout
+    assert "shop: f1 of 'yes' on 4 inner folds" in done.stdout
     assert "the same with its decision rule" in done.stdout
     assert "taken: " in done.stdout
+    assert "its probabilities are moved by the rule" in done.stdout
     return folder
 
 
@@ -52,6 +53,13 @@ def test_predictions_of_new_rows(trained: Path) -> None:
     assert ((found["prediction"] == "yes") == (found["p(yes)"] > 0.5)).all()
     assert ((found["prediction"] == "yes") == (new["colour"] == "red")).mean() > 0.9
     assert "30 rows: " in done.stdout
+
+
+def test_a_target_that_looks_like_a_number_is_said(tmp_path: Path) -> None:
+    frame = table(100).assign(age=lambda rows: np.arange(len(rows)) // 3)
+    frame.to_csv(tmp_path / "ages.csv", index=False)
+    done = run("train", tmp_path / "ages.csv", "--target", "age", "--cv", 2, "--out", tmp_path / "model.lossmith")
+    assert "--target: 34 classes in 100 rows: 'age' looks like a number, and this is a classifier" in done.output
 
 
 def refusal(done: Result) -> str:

@@ -296,7 +296,7 @@ def test_one_row_and_too_few_rows_are_refused() -> None:
 
 def test_the_display() -> None:
     found = MetricClassifierCV(Cs=3, cv=2).fit(*monk_3())
-    shown = MetricPathDisplay.from_estimator(found)
+    shown = MetricPathDisplay.from_estimator(make_pipeline(found))
     assert shown.ax_.get_ylabel() == "accuracy, held out"
     assert len(shown.lines_) == 1 + len({point.C for point in found.points_ if not point.is_likelihood})
     assert shown.plot(shown.ax_).figure_ is shown.figure_

@@ -81,7 +81,8 @@ def test_under_its_trainer(k: int, tmp_path: Any) -> None:
 @pytest.mark.parametrize(("loss", "candidates"), [(AccuracyLoss(), 1), (TopKAccuracyLoss(3), 3)])
 def test_a_short_last_batch_counts_as_found(loss: Any, candidates: int) -> None:
     embeddings = [column[:candidates] for column in columns(2)]
-    value = InBatchLoss(encoder(), loss).of_embeddings(embeddings)
+    with pytest.warns(UserWarning, match=r"^candidates: a batch of \d, all of which count among \d, teaches nothing"):
+        value = InBatchLoss(encoder(), loss).of_embeddings(embeddings)
     value.backward()
     assert value.item() == 0
 

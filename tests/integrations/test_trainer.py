@@ -187,6 +187,20 @@ def test_a_metric_of_the_batch_is_refused_where_the_step_has_several() -> None:
             TrainerLoss(loss)(outputs, labels, torch.tensor(16))
 
 
+def test_a_metric_of_the_batch_is_counted_as_trainer_counts_before_the_shift() -> None:
+    logits, labels = torch.randn(4, 5, 7), torch.randint(7, (4, 5))
+    loss = FBetaLoss()
+    found = TrainerLoss(loss)(CausalLMOutput(logits=logits), labels, torch.tensor(20))
+    torch.testing.assert_close(found, loss(logits[:, :-1].reshape(-1, 7), labels[:, 1:].reshape(-1)))
+
+
+def test_a_fused_model_must_be_the_one_that_is_trained() -> None:
+    labels = torch.randint(VOCABULARY, (2, 9))
+    loss = TrainerLoss(AccuracyLoss(), fuse=language_model().train())
+    with pytest.raises(ValueError, match=r"^fuse: another model is trained than the one that was given"):
+        loss(language_model().train()(input_ids=labels), labels)
+
+
 def test_several_labels_a_sample() -> None:
     """Trainer counts the entries of a table of labels as items."""
     logits, labels = torch.randn(6, 3), torch.randint(2, (6, 3)).float()
@@ -304,13 +318,18 @@ class Capped(torch.nn.Module):
         (lambda: TrainerLoss(FBetaLoss(), fuse=language_model()), "^fuse: takes AccuracyLoss"),
         (lambda: TrainerLoss(AccuracyLoss(label_smoothing=0.1), fuse=language_model()), "^fuse: takes AccuracyLoss"),
         (lambda: TrainerLoss(AccuracyLoss(), fuse=Capped()), "^fuse: the logits of Capped are not its last layer's scores"),
-        (lambda: TrainerLoss(AccuracyLoss(), fuse=torch.nn.Linear(2, 2)), "^fuse: expected a model whose last layer is"),
+        (
+            lambda: TrainerLoss(AccuracyLoss(), fuse=torch.nn.Linear(2, 2)),
+            "^fuse: expected a language model whose output embeddings are torch.nn.Linear, got Linear",
+        ),
         (lambda: TrainerLoss(AccuracyLoss())(CausalLMOutput(logits=torch.zeros(1, 2, 3)), None), "^labels: the batch has none"),
         (lambda: TrainerLoss(AccuracyLoss())({"last": torch.zeros(1, 2, 3)}, torch.zeros(1, 2)), "^outputs: expected logits"),
         (
             lambda: TrainerLoss(AccuracyLoss())(CausalLMOutput(logits=torch.zeros(1, 2, 3)), torch.zeros(1, 4).long()),
             r"^labels: expected shape \(1, 2\) for logits \(1, 2, 3\), got \(1, 4\)",
         ),
+        (lambda: TrainerLoss(AccuracyLoss(), fuse=True), "^fuse: expected the model, got True"),
+        (lambda: LossSchedule(TrainerLoss(AccuracyLoss()), q=0.5), r"^q: expected \(start, end\), got 0.5"),
         (lambda: LossSchedule(TrainerLoss(AccuracyLoss())), "^q, scale: expected"),
         (lambda: LossSchedule(TrainerLoss(AccuracyLoss()), q=(1.0, math.inf)), "^end: expected a finite q"),
     ],

@@ -205,5 +205,7 @@ def test_the_last_layer_is_taken_along() -> None:
 def test_a_batch_that_does_not_fit_is_said_at_once() -> None:
     with pytest.raises(ValueError, match=r"^target: expected the shape of the scores"):
         lossmith.AUCLoss().counted_metric().update(torch.zeros(3), torch.zeros(4))
+    with pytest.raises(ValueError, match=r"^target: [^\n]*; for a score a class take task='multiclass'$"):
+        lossmith.AUCLoss()(torch.zeros(4, 2), torch.zeros(4))
     with pytest.raises(TypeError, match=r"^cost: expected a matrix at the constructor to count by"):
         lossmith.CostLoss().counted(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))

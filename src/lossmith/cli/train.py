@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import click
 
 from lossmith.cli.screen import check_metric, check_paths, given_costs, print_table, progress
 from lossmith.errors import InputError
+
+ONE_CLASS = r"f[\d.]+|jaccard|average_precision"  # metrics of two classes that are those of one of them
 
 
 @click.command(short_help="Train a classifier for a metric on a table.")
@@ -53,6 +56,11 @@ def train(
     from lossmith.estimators.table_model import TableModel
 
     dataset = load(data, target)
+    if len(dataset.classes) > max(20, len(dataset.target) // 10):
+        many = f"{len(dataset.classes)} classes in {len(dataset.target)} rows"
+        click.echo(
+            f"lossmith: --target: {many}: {dataset.target_name!r} looks like a number, and this is a classifier", err=True
+        )
     if positive is not None:
         dataset = dataset.with_positive(positive)
     trained: Any = metric if cost is None else given_costs(cost, metric, dataset.classes)
@@ -62,9 +70,16 @@ def train(
     model.save(out)
     fitted = model.classifier
     name = metric if cost is None else "minus the cost"
-    print_table(f"{dataset.name}: {name} on {len(fitted.scores_)} inner folds", *_summary(fitted))
-    taken = "trained for the metric" if fitted.selection_.took_metric else "logistic regression"
+    columns, rows = _summary(fitted)
+    of_class = (
+        f" of {dataset.classes[-1]!r}" if cost is None and re.fullmatch(ONE_CLASS, metric) and len(dataset.classes) == 2 else ""
+    )
+    print_table(f"{dataset.name}: {name}{of_class} on {len(fitted.scores_)} inner folds", columns, rows)
+    rule = " with its decision rule" if len(rows) > 1 and rows[1][0].startswith("the same") else ""
+    taken = "trained for the metric" if fitted.selection_.took_metric else f"logistic regression{rule}"
     print(f"taken: {taken}; {fitted.selection_.reason}")
+    if rule:
+        print("its probabilities are moved by the rule: the predicted class is the likeliest, the frequencies are not theirs")
     print(f"model: {out}")
 
 

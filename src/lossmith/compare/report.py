@@ -81,7 +81,7 @@ def answer(plan: Plan, summaries: Sequence[Summary], ratio: float) -> Answer:
         if PATH in found:
             more.append(_of_path(found[PATH], over(PATH, fair), WORDS[fair], WORDS[use], unit))
     if use == BASELINE and RULE in found:
-        more.append(f"Its decision rule changes that by {_told(over(RULE, BASELINE), unit)}.")
+        more.append(f"With a decision rule logistic regression changes by {_told(over(RULE, BASELINE), unit)}.")
     for name in found:
         if (name == CEILING or name not in METHODS) and over(name, use).verdict == "better":
             reached = "Boosted trees reach" if name == CEILING else f"The loss {name} reaches"

@@ -4,10 +4,13 @@
 folds; ``MetricClassifier`` is one point of its path. They need ``pip install 'lossmith[compare]'``.
 """
 
-from lossmith.estimators.display import MetricPathDisplay
-from lossmith.estimators.linear import MetricClassifier, MetricClassifierCV
-from lossmith.estimators.network import MetricNetworkClassifier
-from lossmith.estimators.path import Point
-from lossmith.estimators.selection import Selection
+from lossmith.errors import need
+
+need("sklearn", "compare")
+from lossmith.estimators.display import MetricPathDisplay  # noqa: E402
+from lossmith.estimators.linear import MetricClassifier, MetricClassifierCV  # noqa: E402
+from lossmith.estimators.network import MetricNetworkClassifier  # noqa: E402
+from lossmith.estimators.path import Point  # noqa: E402
+from lossmith.estimators.selection import Selection  # noqa: E402
 
 __all__ = ["MetricClassifier", "MetricClassifierCV", "MetricNetworkClassifier", "MetricPathDisplay", "Point", "Selection"]

@@ -41,7 +41,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y: expected samples of at least 2 classes, got only one class, {self.classes_[0]!r}; add rows of another"
+                f"y: expected samples of at least 2 classes, got only one class, {str(self.classes_[0])!r}; add rows of another"
             )
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weight.any():

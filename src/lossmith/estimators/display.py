@@ -44,11 +44,12 @@ class MetricPathDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: MetricClassifierCV, *, ax: Any = None) -> MetricPathDisplay:
-        """Draw the path of a fitted ``MetricClassifierCV``.
+        """Draw the path of a fitted ``MetricClassifierCV``, or of one that is the last step of a pipeline.
 
         Raises:
             NotFittedError: it is not fitted.
         """
+        estimator = estimator[-1] if hasattr(estimator, "steps") else estimator
         check_is_fitted(estimator, "selection_")
         name = metric_of(estimator.metric, len(estimator.classes_)).name
         chosen = estimator.selection_

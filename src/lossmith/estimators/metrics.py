@@ -380,7 +380,7 @@ def named(name: str) -> TrainedMetric:
         return Counted("f", f[2] or "binary", float(f[1]))
     if top := TOP_K.fullmatch(plain):
         return TopKAccuracy(int(top[1]))
-    raise ValueError(f"metric: unknown name {name!r}; {near(plain, METRICS)}, or 'f2' for F-beta, or 'top_3_accuracy'")
+    raise ValueError(f"metric: unknown name {name!r}; {near(plain, METRICS)} (F-beta: 'f2'; top-k: 'top_3_accuracy')")
 
 
 def metric_of(given: Any, classes: int) -> TrainedMetric:

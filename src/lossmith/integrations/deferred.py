@@ -42,13 +42,18 @@ class DeferredLinear(nn.Linear):
 def deferred_head(model: Any, loss: nn.Module) -> DeferredLinear:
     """The model's last layer, made one that defers its scores; refused where the loss or the model need them."""
     if not isinstance(loss, AccuracyLoss) or loss.over != "sample" or loss.label_smoothing or loss.standardize:
-        raise ValueError("fuse: takes AccuracyLoss, a mean over samples, without label_smoothing and standardize")
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        text = "takes AccuracyLoss, a mean over samples, without label_smoothing and standardize"
+        raise ValueError(f"fuse: {text}, got {type(loss).__name__}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fuse: expected the model, got {model!r}")
+    outputs: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head: Any = outputs()
     if type(head) is DeferredLinear:
         return head
     if type(head) is not nn.Linear:
         raise ValueError(
-            f"fuse: expected a model whose last layer is torch.nn.Linear, got {type(head).__name__}; leave fuse out"
+            f"fuse: expected a language model whose output embeddings are torch.nn.Linear, got {type(model).__name__} with "
+            f"{type(head).__name__}; leave fuse out"
         )
     taken: list[Tensor] = []
     hook = head.register_forward_hook(lambda module, inputs, output: taken.append(output))

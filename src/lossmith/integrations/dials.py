@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from lossmith.training import QSchedule, ScaleSchedule
@@ -25,6 +27,9 @@ class Dials:
     def __init__(self, loss: nn.Module, q: Ends | None, scale: Ends | None, shape: Shape) -> None:
         if q is None and scale is None:
             raise ValueError("q, scale: expected (start, end) of one of them, got none")
+        for name, ends in (("q", q), ("scale", scale)):
+            if ends is not None and not (isinstance(ends, Sequence) and len(ends) == 2):
+                raise ValueError(f"{name}: expected (start, end), got {ends!r}; a dial that stays is the loss's own argument")
         self.loss, self.q, self.scale, self.shape = loss, q, scale, shape
         self.start(1)  # so that what is wrong is said before the training
 

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightgbm import LGBMClassifier
 
+from lossmith.errors import need
 from lossmith.functional import argmax_log_probs
 from lossmith.integrations.boosting import BoostingObjective
+
+need("lightgbm", "boosting")
+from lightgbm import LGBMClassifier  # noqa: E402
 
 
 class MetricLGBMClassifier(LGBMClassifier):

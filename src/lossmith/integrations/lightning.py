@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback
 from torch import nn
 
+from lossmith.errors import need
 from lossmith.integrations.dials import Dials, Ends
 from lossmith.training.schedules import Shape
+
+need("lightning", "lightning")
+from lightning.pytorch import Callback  # noqa: E402
 
 
 class LossSchedule(Callback):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import all_gather_with_grad, cos_sim, get_rank
 from torch import Tensor, nn
 
+from lossmith.errors import need
 from lossmith.losses import LinearAccuracyLoss
 from lossmith.losses.base import MetricLoss
+
+need("sentence_transformers", "sentence-transformers")
+from sentence_transformers import SentenceTransformer  # noqa: E402
+from sentence_transformers.util import all_gather_with_grad, cos_sim, get_rank  # noqa: E402
 
 
 class InBatchLoss(nn.Module):
@@ -75,7 +79,10 @@ class InBatchLoss(nn.Module):
         if self.gather_across_devices:
             candidates, first = [all_gather_with_grad(column) for column in candidates], get_rank() * len(anchors)
         scores = self.scale * self.similarity_fct(anchors, torch.cat(candidates))
-        if scores.shape[1] <= getattr(self.loss, "k", 1):  # a short last batch, all of whose candidates count as found
+        least = getattr(self.loss, "k", 1)
+        if scores.shape[1] <= least:  # such as a short last batch: all of its candidates count as found
+            text = f"a batch of {scores.shape[1]}, all of which count among {least}, teaches nothing; take larger batches"
+            warnings.warn(f"candidates: {text}, or dataloader_drop_last=True", UserWarning, stacklevel=2)
             return 0.0 * scores.sum()
         value: Tensor = self.loss(scores, torch.arange(first, first + len(anchors), device=scores.device))
         return value

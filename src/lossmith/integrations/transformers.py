@@ -9,16 +9,19 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-import transformers
-from packaging.version import Version
 from torch import Tensor, nn
 
+from lossmith.errors import need
 from lossmith.integrations.deferred import deferred_head
 from lossmith.integrations.dials import Dials, Ends
 from lossmith.losses import LinearAccuracyLoss
 from lossmith.losses.base import ClassificationLoss
 from lossmith.parallel import samples as groups
 from lossmith.training.schedules import Shape
+
+need("transformers", "transformers")
+import transformers  # noqa: E402
+from packaging.version import Version  # noqa: E402
 
 OLDEST = "4.46"  # the first whose Trainer has compute_loss_func
 IGNORED = -100  # which Trainer leaves out when it counts labels
@@ -107,7 +110,9 @@ class TrainerLoss:
         scores, target = self._scores_and_target(outputs, labels)
         count = (target != IGNORED).sum()
         if self.of_batch:
-            return self._of_batch(scores, target, count, num_items_in_batch)
+            return self._of_batch(scores, target, num_items_in_batch, labels)
+        if self.head is not None and not self.head.deferred and self.head.training and scores.requires_grad:
+            raise ValueError("fuse: another model is trained than the one that was given; pass the one that Trainer has")
         if self.head is not None and self.head.deferred:
             total = self.head.sum_of_loss(scores, target, self._reduced("sum"), self.num_classes)
         else:
@@ -161,9 +166,9 @@ class TrainerLoss:
         text = f"cannot tell from {name} whether the scores are those of the next token's label"
         raise ValueError(f"shift: {text}; pass shift=True (a decoder's) or shift=False")
 
-    def _of_batch(self, scores: Tensor, target: Tensor, count: Tensor, items: Tensor | int | None) -> Tensor:
+    def _of_batch(self, scores: Tensor, target: Tensor, items: Tensor | int | None, labels: Any) -> Tensor:
         group = getattr(self.loss, "process_group", None)
-        total = groups.total(count, group)
+        total = groups.total((labels != IGNORED).sum(), group)  # as Trainer counts, before any shift
         value: Tensor = self._reduced("mean")(scores, target)
         if items is None:
             return value

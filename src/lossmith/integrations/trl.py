@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from trl import SFTTrainer
-
+from lossmith.errors import need
 from lossmith.functional import neg_log_q
 from lossmith.losses import AccuracyLoss
 from lossmith.noise import Gumbel
+
+need("trl", "trl")
+from trl import SFTTrainer  # noqa: E402
 
 
 class MetricSFTTrainer(SFTTrainer):

@@ -177,7 +177,9 @@ class RankingLoss(MetricLoss):
         check_tensors(scores=scores, target=target)
         if self.task == "binary":
             if target.shape != scores.shape:
-                raise ValueError(f"target: expected the shape of the scores {tuple(scores.shape)}, got {tuple(target.shape)}")
+                text = f"target: expected the shape of the scores {tuple(scores.shape)}, got {tuple(target.shape)}"
+                of_classes = scores.dim() == target.dim() + 1
+                raise ValueError(f"{text}; for a score a class take task='multiclass'" if of_classes else text)
             scores, target = scores.reshape(-1, 1), target.reshape(-1, 1)
         z, share, keep = (x.reshape(-1, x.shape[-1]) for x in labels_of(scores, target, self.ignore_index))
         if target.is_floating_point() and has_values(share) and not bool(((share == 0) | (share == 1)).all()):
