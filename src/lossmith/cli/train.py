@@ -53,6 +53,7 @@ def train(
             raise InputError(f"--{name}: expected {least} or more, got {value}")
     check_paths([out], "--out")
     from lossmith.estimators.linear import telling_of_folds
+    from lossmith.estimators.metrics import metric_of
     from lossmith.estimators.table_model import TableModel
 
     dataset = load(data, target)
@@ -75,7 +76,7 @@ def train(
         f" of {dataset.classes[-1]!r}" if cost is None and re.fullmatch(ONE_CLASS, metric) and len(dataset.classes) == 2 else ""
     )
     print_table(f"{dataset.name}: {name}{of_class} on {len(fitted.scores_)} inner folds", columns, rows)
-    rule = " with its decision rule" if len(rows) > 1 and rows[1][0].startswith("the same") else ""
+    rule = " with its decision rule" if metric_of(fitted.metric, len(fitted.classes_)).shifts else ""
     taken = "trained for the metric" if fitted.selection_.took_metric else f"logistic regression{rule}"
     print(f"taken: {taken}; {fitted.selection_.reason}")
     if rule:

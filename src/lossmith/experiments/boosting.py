@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,9 +22,9 @@ from lossmith.compare.store import Row
 from lossmith.errors import InputError
 from lossmith.experiments.analysis import all_of, exceeds, mean_of, scores_by_method, ties
 from lossmith.experiments.figures import ranking
-from lossmith.experiments.imbalance import FOLDS, SEED, SIZE, WORDS, judged, source_means
+from lossmith.experiments.imbalance import FOLDS, SEED, WORDS, cells_of, judged, source_means
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
-from lossmith.experiments.tasks import limited, tables_of
+from lossmith.experiments.tasks import limited
 from lossmith.losses.base import MetricLoss
 
 if TYPE_CHECKING:
@@ -62,11 +61,7 @@ class Data(NamedTuple):
 
 def cells(size: str, rows: Sequence[Row]) -> Iterator[Cell]:
     """Fold by fold; a row holds all methods of a metric."""
-    most, count = SIZE[size]
-    names = tables_of("keel-imbalanced")
-    names = names if count is None else names[:: len(names) // count or 1]
-    for name, fold, metric in product(names, range(FOLDS), MADE):
-        yield {"data": name, "metric": metric, "fold": fold, "rows": most}
+    return cells_of(size, MADE)
 
 
 def methods_of(metric: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +49,15 @@ SIZE = {"quick": (300, 6), "full": (1000, None)}  # rows of a table, tables
 
 def cells(size: str, rows: Sequence[Row]) -> Iterator[Cell]:
     """Fold by fold; a row holds all methods of a metric."""
+    return cells_of(size, OPPONENTS)
+
+
+def cells_of(size: str, metrics: Iterable[str]) -> Iterator[Cell]:
+    """A cell for each fold of each table and each metric."""
     most, count = SIZE[size]
     names = tables_of("keel-imbalanced")
     names = names if count is None else names[:: len(names) // count or 1]
-    for name, fold, metric in product(names, range(FOLDS), OPPONENTS):
+    for name, fold, metric in product(names, range(FOLDS), metrics):
         yield {"data": name, "metric": metric, "fold": fold, "rows": most}
 
 
