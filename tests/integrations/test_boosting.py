@@ -273,7 +273,6 @@ def test_weights_of_held_rows_count_in_what_is_watched(table: Any) -> None:
     assert logged == pytest.approx(f1_score(expected, choice, sample_weight=weight), rel=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:Can't optim")  # by numba, which is CatBoost's way with plain functions
 def test_catboost(table: Any) -> None:
     catboost = pytest.importorskip("catboost")
     X, y, held, expected = table

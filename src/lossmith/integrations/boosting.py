@@ -174,6 +174,8 @@ class BoostingObjective:
 class _ForCatBoost:
     """What CatBoost keeps; a copy is the same object, since scikit-learn's ``clone`` compares what CatBoost has copied."""
 
+    no_jit = True  # or CatBoost warns at each fit that numba cannot compile the methods of an object
+
     def __init__(self, objective: BoostingObjective) -> None:
         self.objective = objective
 
