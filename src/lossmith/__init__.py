@@ -22,7 +22,7 @@ from lossmith.recipe import check_recipe
 
 moved.install()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AUCLoss",
     "AccuracyLoss",

@@ -91,6 +91,19 @@ def test_the_training_metric_is_never_below_likelihoods(metric: str) -> None:
         assert found.score(X, y) >= plain.score(X, y)
 
 
+def test_under_a_decision_rule_ratios_of_counts_leave_the_penalty_to_likelihood() -> None:
+    X, y = make_classification(300, weights=[0.85], flip_y=0.2, n_features=8, random_state=3)
+    of = {name: MetricClassifierCV(name, Cs=6, caution=np.inf).fit(X, y) for name in ("f1", "balanced_accuracy", "log_loss")}
+    assert of["f1"].C_ == of["log_loss"].C_
+    assert of["f1"].selection_.base == of["f1"].best_index_
+    for name in ("f1", "balanced_accuracy"):
+        plain = MetricClassifierCV(name, Cs=6, caution=np.inf, decision_rule=False).fit(X, y)
+        assert plain.Cs_[plain.likelihood_scores_.mean(0).argmax()] == plain.C_
+    by_metric = of["balanced_accuracy"]
+    assert by_metric.Cs_[by_metric.scores_[:, :6].mean(0).argmax()] == by_metric.C_
+    assert len({of["f1"].C_, MetricClassifierCV("f1", Cs=6, caution=np.inf, decision_rule=False).fit(X, y).C_}) == 2
+
+
 def test_the_decision_rule_stands_in_the_intercept() -> None:
     X, y = make_classification(600, 6, weights=[0.9], flip_y=0.1, class_sep=0.5, random_state=1)
     found = MetricClassifierCV("f1", Cs=3, caution=np.inf).fit(X, y)

@@ -93,7 +93,7 @@ def _summary(fitted: Any) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows: list[tuple[str, ...]] = [("logistic regression", f"{fitted.likelihood_scores_.mean(0).max():.4f}")]
     metric = metric_of(fitted.metric, len(fitted.classes_))
     if metric.shifts:
-        rows.append(("the same with its decision rule", f"{max(m for m, kind in zip(mean, kinds, strict=True) if kind):.4f}"))
+        rows.append(("the same with its decision rule", f"{mean[fitted.selection_.base]:.4f}"))
     if trained := [m for m, kind in zip(mean, kinds, strict=True) if not kind]:
         rows.append(("trained for the metric", f"{max(trained):.4f}"))
     return ("", "held out"), rows

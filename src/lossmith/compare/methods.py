@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from lossmith.estimators import MetricClassifierCV
 from lossmith.estimators.metrics import metric_of
-from lossmith.estimators.rule import best_offsets
+from lossmith.estimators.rule import decision_rule
 from lossmith.estimators.trained_metric import Codes, Floats, Rows
 
 BASELINE = "likelihood"
@@ -52,7 +52,7 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):
             if metric.shifts and parts > 1:  # a class of one row would be missing from a training
                 folds = StratifiedKFold(parts, shuffle=True, random_state=self.random_state)
                 held = cross_val_predict(trees, X, y, cv=folds, method="decision_function")
-                self.offset_ = best_offsets(metric, columns(held), Rows(y, np.ones(len(y)), classes))
+                self.offset_ = decision_rule(metric, columns(held), Rows(y, np.ones(len(y)), classes))
             self.model_ = trees.fit(X, y)
         return self
 

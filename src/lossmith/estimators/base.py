@@ -6,7 +6,6 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_consistent_length, column_or_1d, compute_class_weight
@@ -16,8 +15,6 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from lossmith.estimators.metrics import metric_of
 from lossmith.estimators.trained_metric import Floats, Rows, both_classes, predicted
-
-COLDEST = 8.0  # nats by which the temperature of ``predict_proba`` may differ from 1
 
 
 class ScoreClassifier(ClassifierMixin, BaseEstimator):
@@ -110,14 +107,3 @@ class RoutesToSplitter(BaseEstimator):
     def _split_params(self, params: dict[str, Any]) -> dict[str, Any]:
         """What of ``params``, given to ``fit``, goes to the splitter."""
         return process_routing(self, "fit", **params).splitter.split if params else {}
-
-
-def sharpness_of(scores: Floats, rows: Rows) -> float:
-    """The factor of the scores (n, K) whose softmax has the highest likelihood on the rows."""
-    whole, at = both_classes(scores), (np.arange(len(scores)), rows.y)
-
-    def loss(log_scale: float) -> float:
-        return float(-rows.weight @ log_softmax(np.exp(log_scale) * whole, axis=1)[at])
-
-    found = minimize_scalar(loss, bounds=(-COLDEST, COLDEST), method="bounded")
-    return float(np.exp(found.x))

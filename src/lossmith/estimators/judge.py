@@ -1,4 +1,4 @@
-"""The counted metric on the rows that folds hold out, fair to likelihood: after its decision rule, tuned on other rows."""
+"""The metric on the rows that folds hold out, fair to likelihood: after its decision rule, tuned on other rows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lossmith.estimators.rule import best_offsets
+from lossmith.estimators.metrics import LogLoss
+from lossmith.estimators.rule import decision_rule
+from lossmith.estimators.selection import first_of_best
 from lossmith.estimators.trained_metric import Codes, Floats, Rows, TrainedMetric
 
 
 class Judge:
-    """The counted metric on held-out rows, after the decision rule where there is one.
+    """The counted metric on held-out rows, after the decision rule where there is one, and likelihood's penalty.
 
     Args:
         metric: what is counted.
@@ -42,6 +44,27 @@ class Judge:
             found.append(self.one(scores + self.offsets(of_folds, others, held), held))
         return found
 
+    def best_likelihood(self, candidates: Sequence[Sequence[Floats]], scores: Floats, trained: Rows) -> int:
+        """Which of several fits by likelihood to go on from: the one of the highest metric.
+
+        For F1 and other ratios of counts with their decision rule, the one of the lowest cross-entropy: where a class is rare,
+        a fold's F1 hangs on a row or two, and to choose by it cost 2 points of F1 on 100 tables. For balanced accuracy it
+        brought 1 point there.
+
+        Args:
+            candidates: of each the scores of each fold's held-out rows.
+            scores: (J, candidates), their metric.
+            trained: all rows, weighted for training.
+        """
+        if not self.rule or self.metric.additive:
+            return first_of_best(scores.mean(0), np.arange(len(candidates)))
+        rows, likelihood = [trained.at(held) for held in self.held], LogLoss()
+        mean = [
+            np.mean([likelihood.counted(z, own) for z, own in zip(of_folds, rows, strict=True) if own.weight.any()])
+            for of_folds in candidates
+        ]
+        return first_of_best(np.array(mean), np.arange(len(candidates)))
+
     def offsets(self, of_folds: Sequence[Floats], among: list[int] | None = None, without: Codes | None = None) -> Floats:
         """The decision rule, (K,), on the held-out scores of the folds ``among`` all, ``without`` some rows."""
         chosen = list(range(len(self.held))) if among is None else among
@@ -52,4 +75,4 @@ class Judge:
         if without is not None:
             kept = ~np.isin(held, without)
             held, scores = held[kept], scores[kept]
-        return best_offsets(self.metric, scores, self.rows.at(held))
+        return decision_rule(self.metric, scores, self.rows.at(held))

@@ -14,7 +14,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.parallel import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
-from lossmith.estimators.base import RoutesToSplitter, ScoreClassifier, sharpness_of
+from lossmith.estimators.base import RoutesToSplitter, ScoreClassifier
+from lossmith.estimators.calibration import sharpness_of
 from lossmith.estimators.judge import Judge
 from lossmith.estimators.metrics import metric_of
 from lossmith.estimators.path import STAGES, Point, Training, likelihood_path, metric_path, scores_of
@@ -141,8 +142,10 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
     r"""A linear classifier for a metric, which stays logistic regression unless the metric's own training is surely better.
 
     1. Logistic regression at each of ``Cs``, on inner folds.
-    2. For a metric of decisions (F-beta, balanced accuracy, Jaccard, cost), its decision rule: an offset for each class, tuned
-       on held-out scores and put into ``intercept_``. On a fold it is judged with offsets tuned on the other folds.
+    2. For a metric of decisions (F-beta, balanced accuracy, Jaccard, cost), its decision rule: an offset for each class, put
+       into ``intercept_``, of the highest expected metric under probabilities calibrated on held-out rows (``rule``). A fold is
+       judged with offsets from the other folds. Likelihood's best C is then the one of the highest metric on held-out rows;
+       for F-beta, Jaccard and one's own counts, which hang on few rows of a rare class, the one of the lowest cross-entropy.
     3. From the best C and its two neighbours, the path of the smooth metric: see ``MetricClassifier``.
     4. The metric's best point is taken if its mean gain over likelihood at its best C, with its decision rule, exceeds
        ``caution`` corrected standard errors. Ties go to the stronger penalty and to likelihood.
@@ -154,7 +157,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         fold_rows: rows that the folds of an integer ``cv`` divide, at most: of more, a stratified draw chooses the point, and
             that is fitted to all. None: all rows.
         caution: corrected standard errors (Nadeau & Bengio, 2003) that the gain has to exceed, ≥ 0; infinity: no metric point.
-        decision_rule: whether step 2 is taken; without it, likelihood is judged as it is.
+        decision_rule: whether step 2 has one; without it, likelihood is judged as it is.
         noise, fit_intercept, class_weight, tol, max_iter: as in ``MetricClassifier``.
         n_jobs: folds that are fitted at the same time, as in scikit-learn.
         random_state: of the folds, where ``cv`` is an integer. 0: equal data give equal classifiers.
@@ -243,7 +246,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         by_C = list(zip(*held_scores, strict=True))
         self.likelihood_scores_ = np.array([judge.plain_scores(of_folds) for of_folds in by_C]).T
         scores = np.array([judge.scores(of_folds) for of_folds in by_C]).T
-        best = int(np.argmax(np.round(scores.mean(0), 12)))
+        best = judge.best_likelihood(by_C, scores, rows)
         self.points_ = [Point(float(C), 1.0, 0.0) for C in self.Cs_]
 
         tried = self.caution < np.inf and not metric.likelihood
@@ -257,7 +260,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         of_paths = [judge.plain_scores(of_folds) for of_folds in by_point]
         self.scores_ = np.ascontiguousarray(np.array([*scores.T, *of_paths]).T)
         self.coefs_paths_ = np.array([[*a, *b] for a, b in zip(likelihood, paths, strict=True)])
-        self.selection_ = choose(self.points_, self.scores_, ratio_of(folds), self.caution)
+        self.selection_ = choose(self.points_, self.scores_, ratio_of(folds), self.caution, best)
         self._finish(data, metric, self.selection_, judge, by_C)
         return self
 

@@ -131,7 +131,7 @@ class LogLoss(TrainedMetric):
 class OfCounts(TrainedMetric):
     """A metric of each class's true positives, predictions and weight, averaged over the classes."""
 
-    shifts = True
+    shifts, additive = True, False
 
     @abstractmethod
     def with_slopes(self, tp: Floats, predicted: Floats, support: Floats) -> tuple[float, Floats, Floats]:
@@ -269,6 +269,11 @@ class Cost(TrainedMetric):
     def counted(self, scores: Floats, rows: Rows) -> float:
         """Minus the mean cost of the predictions."""
         return float(-(rows.weight @ self.cost[rows.y, predicted(scores)]) / rows.weight.sum())
+
+    def of_decisions(self, decisions: Codes, shares: Floats, weight: Floats) -> float:
+        """Minus the mean expected cost."""
+        expected = (shares @ self.cost)[np.arange(len(decisions)), decisions]
+        return float(-(weight @ expected) / weight.sum())
 
     def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
         """Σ_i w_i [l_i + r_i · −log_q(m_i)] / Σ_i w_i, see ``CostLoss``."""

@@ -19,7 +19,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 
-from lossmith.estimators.base import RoutesToSplitter, ScoreClassifier, sharpness_of
+from lossmith.estimators.base import RoutesToSplitter, ScoreClassifier
+from lossmith.estimators.calibration import sharpness_of
 from lossmith.estimators.judge import Judge
 from lossmith.estimators.learner import Learner, predicted_scores
 from lossmith.estimators.linear import NOISES
@@ -62,7 +63,7 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
 
     1. Cross-entropy on inner folds, all folds an epoch further at a time. The phase ends when the mean metric on held-out rows
        has not risen for ``patience`` epochs. For a metric of decisions (F-beta, balanced accuracy, Jaccard, cost) each epoch is
-       judged with a decision rule, an offset for each class, that is tuned on the other folds' held-out rows.
+       judged with the decision rule of ``MetricClassifierCV``, on the other folds' held-out rows.
     2. From the best of these epochs, the loss of the metric (``torch_losses.torch_loss``). Over ``metric_epochs`` its q goes
        from ½ to 0 and its scale from 1 to 1/9, step by step. The phase may end early, as the first.
     3. The best epoch of 2 is taken if its mean gain over the best of 1 exceeds ``caution`` corrected standard errors, else the

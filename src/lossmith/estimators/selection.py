@@ -1,6 +1,6 @@
 r"""Which point of a path is taken: inner folds, and the rule that stays with likelihood unless a gain exceeds its error.
 
-With d_j = metric of a point − metric of the best likelihood point on held-out fold j of J, and s² their variance, the corrected
+With d_j = metric of a point − metric of likelihood's point on held-out fold j of J, and s² their variance, the corrected
 standard error of the mean is √((1/J + ρ) s²), ρ = rows held out / rows trained on: the folds' trainings overlap. Source:
 Nadeau & Bengio, "Inference for the generalization error", Machine Learning 52, 2003.
 """
@@ -43,14 +43,16 @@ class Selection(Generic[AnyPoint]):
     Attributes:
         point: the point that was taken.
         index: its place among all points.
-        gain: mean over the inner folds of the metric of the best metric point minus that of the best likelihood point; 0 if
-            there is no metric point.
+        base: the place of the likelihood point that the metric's points had to beat.
+        gain: mean over the inner folds of the metric of the best metric point minus that of the base; 0 if there is no metric
+            point.
         error: the corrected standard error of the gain.
         reason: in words.
     """
 
     point: AnyPoint
     index: int
+    base: int
     gain: float
     error: float
     reason: str
@@ -119,7 +121,9 @@ def corrected_error(differences: Floats, ratio: float) -> float:
     return float(np.sqrt((1 / len(differences) + ratio) * differences.var(ddof=1)))
 
 
-def choose(points: Sequence[AnyPoint], scores: Floats, ratio: float, caution: float) -> Selection[AnyPoint]:
+def choose(
+    points: Sequence[AnyPoint], scores: Floats, ratio: float, caution: float, base: int | None = None
+) -> Selection[AnyPoint]:
     """The point to take.
 
     Args:
@@ -127,21 +131,24 @@ def choose(points: Sequence[AnyPoint], scores: Floats, ratio: float, caution: fl
         scores: (J, points), the counted metric on held-out rows.
         ratio: rows held out / rows trained on.
         caution: standard errors that a gain has to exceed.
+        base: the place of the likelihood point to beat; None: the one of the highest mean metric.
     """
     mean = scores.mean(0)
     kinds = np.array([point.is_likelihood for point in points])
-    base = _first_of_best(mean, np.flatnonzero(kinds))
+    if base is None:
+        base = first_of_best(mean, np.flatnonzero(kinds))
     others = np.flatnonzero(~kinds)
     if len(others) == 0:
-        return Selection(points[base], base, 0.0, 0.0, "training for the metric was not tried, so likelihood stays")
-    best = _first_of_best(mean, others)
+        return Selection(points[base], base, base, 0.0, 0.0, "training for the metric was not tried, so likelihood stays")
+    best = first_of_best(mean, others)
     differences = scores[:, best] - scores[:, base]
     gain, error = float(differences.mean()), corrected_error(differences, ratio)
     told = f"on {len(scores)} inner folds the metric point gains {gain:+.4f} with a standard error of {error:.4f}"
     if gain > CLOSE and (caution == 0 or gain > caution * error):
-        return Selection(points[best], best, gain, error, f"{told}: more than {caution:g} of them")
-    return Selection(points[base], base, gain, error, f"{told}: no more than {caution:g} of them, so likelihood stays")
+        return Selection(points[best], best, base, gain, error, f"{told}: more than {caution:g} of them")
+    return Selection(points[base], base, base, gain, error, f"{told}: no more than {caution:g} of them, so likelihood stays")
 
 
-def _first_of_best(mean: Floats, among: Codes) -> int:
+def first_of_best(mean: Floats, among: Codes) -> int:
+    """The first of the places ``among`` whose mean is the highest but for rounding."""
     return int(among[np.flatnonzero(mean[among] >= mean[among].max() - CLOSE)[0]])
