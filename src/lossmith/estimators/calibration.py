@@ -35,22 +35,23 @@ def calibrated(scores: Floats, rows: Rows) -> Floats:
 
     Cost: some 20 evaluations of the softmax of all rows.
     """
-    whole, at = both_classes(scores), (np.arange(len(scores)), rows.y)
-    weight = rows.weight / rows.weight.mean()
+    by_class = np.ascontiguousarray(both_classes(scores).T)  # (C, n): sums over a few classes are faster along columns
+    at, weight = (rows.y, np.arange(len(scores))), rows.weight / rows.weight.mean()
 
     def loss(dials: Floats) -> tuple[float, Floats]:
-        hot = np.exp(dials[0]) * whole
-        shifted = hot.copy()
-        shifted[:, 1:] += dials[1:]
-        log_p = log_softmax(shifted, axis=1)
+        hot = np.exp(dials[0]) * by_class
+        log_p = log_softmax(hot + _offsets(dials), axis=0)
         slope = np.exp(log_p)
         slope[at] -= 1
-        slope *= weight[:, None]
-        grad = np.concatenate([[np.sum(slope * hot)], slope[:, 1:].sum(0)]) + dials
+        slope *= weight
+        grad = np.concatenate([[np.vdot(slope, hot)], slope[1:].sum(1)]) + dials
         return float(dials @ dials / 2 - weight @ log_p[at]), grad
 
-    bounds = [(-COLDEST, COLDEST), *[(None, None)] * (whole.shape[1] - 1)]
-    found = minimize(loss, np.zeros(whole.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
-    shifted = np.exp(found[0]) * whole
-    shifted[:, 1:] += found[1:]
-    return np.asarray(softmax(shifted, axis=1))
+    bounds = [(-COLDEST, COLDEST), *[(None, None)] * (len(by_class) - 1)]
+    found = minimize(loss, np.zeros(len(by_class)), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return np.ascontiguousarray(softmax(np.exp(found[0]) * by_class + _offsets(found), axis=0).T)
+
+
+def _offsets(dials: Floats) -> Floats:
+    """(C, 1): 0 for the first class, then all but the first of the dials."""
+    return np.concatenate([[0.0], dials[1:]])[:, None]
