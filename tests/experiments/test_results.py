@@ -12,7 +12,13 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 MISSING = "**Missing**: "
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.md")))
+SLOW = {"boosting", "default", "imbalance", "tabular"}  # many Bayesian tests, or many rows
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=pytest.mark.slow if x in SLOW else ()) for x in sorted(path.stem for path in RESULTS.glob("*.md"))],
+)
 def test_a_page_says_what_its_rows_say(name: str) -> None:
     study = STUDIES[name]
     path, picture, data = page.files(study, "full", RESULTS)

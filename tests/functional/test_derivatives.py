@@ -33,7 +33,13 @@ OF_EACH = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 SMOOTH = pytest.mark.parametrize("noise", [n for name, n in BY_NAME.items() if name not in JUMPS], ids=str)
 
 
-@OF_EACH
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(f, marks=pytest.mark.slow if name in ("with a margin", "top 3") else (), id=name)
+        for name, f in FUNCTIONS.items()
+    ],
+)
 @EACH
 def test_in_scores_and_a_scale_for_each_row(noise: Noise, function: Function) -> None:
     inputs = tensor(PLAIN, requires_grad=True), tensor([[1.2], [1.7]], requires_grad=True)
@@ -41,7 +47,13 @@ def test_in_scores_and_a_scale_for_each_row(noise: Noise, function: Function) ->
     assert gradgradcheck(lambda z, s: function(z, s, noise), inputs, fast_mode=True)
 
 
-@OF_EACH
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(f, marks=() if name in ("log_probs", "top 2") else pytest.mark.slow, id=name)
+        for name, f in FUNCTIONS.items()
+    ],
+)
 @EACH
 def test_in_one_scale_for_all(noise: Noise, function: Function) -> None:
     scale = tensor(1.3, requires_grad=True)

@@ -105,6 +105,7 @@ def _many_graphs() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.mark.slow  # test_compiled_in_one_graph_it_is_the_same traces each loss once
 @pytest.mark.usefixtures("_many_graphs")
 @pytest.mark.parametrize("name", CASES)
 def test_every_loss_is_its_definition_compiled(name: str) -> None:

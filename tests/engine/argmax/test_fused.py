@@ -202,7 +202,7 @@ print(found)
 
 def test_the_bits_do_not_depend_on_threads() -> None:
     outputs = set()
-    for threads in ("1", "2", "3"):
+    for threads in ("1", "3"):
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
         done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=True, env=environment)
         outputs.add(done.stdout)

@@ -43,7 +43,9 @@ def assert_right(scores: Tensor, target: Tensor, noise: Noise, scale: float = 1.
 
 
 @every_noise
-@pytest.mark.parametrize("classes", [2, 3, 10, 40, 300])
+@pytest.mark.parametrize(
+    "classes", [2, 10, pytest.param(3, marks=pytest.mark.slow), pytest.param(40, marks=pytest.mark.slow), 300]
+)
 @pytest.mark.parametrize("spread", [0.1, 1.0, 10.0])
 def test_leads_over_rivals_of_every_spread(noise: Noise, classes: int, spread: float) -> None:
     scores = scores_of(9, classes, spread)

@@ -175,7 +175,7 @@ EITHER = pytest.mark.parametrize("engine", ENGINE.values(), ids=ENGINE)
 @EITHER
 @EACH
 def test_cut_into_blocks_of_rows_nothing_changes(noise: Noise, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores, target = random_rows(4)
+    scores, target = random_rows(2)
 
     def run() -> list[Tensor]:
         log_p = engine(scores, target, noise)
@@ -195,7 +195,7 @@ def test_cut_into_blocks_of_rows_nothing_changes(noise: Noise, engine: Any, monk
     monkeypatch.setattr(reference, "CHUNK", 1)
     torch.testing.assert_close(run(), whole, rtol=1e-11, atol=1e-13)
     assert min(blocks) == 1  # where each class goes alone, the rows for it come as one block more
-    assert sum(blocks) >= 4
+    assert sum(blocks) >= 2
 
 
 @EITHER
