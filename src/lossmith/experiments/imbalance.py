@@ -238,8 +238,8 @@ STUDY = Study(
         "baseline is logistic regression with C tuned by log loss and the threshold at ½. Its rivals: the same with a "
         "threshold tuned by `TunedThresholdClassifierCV`, on probabilities (scikit-learn's default) and on scores; balanced "
         "class weights; logit adjustment, which for one linear score with a free intercept is the same after training and "
-        "in the loss; the plug-in rule that calls positive the k likeliest of the rows to decide, with the highest expected F1, "
-        "and so knows them all at once; and lossmith's own decision rule, a threshold for any later row, of the highest "
+        "in the loss; the plug-in rule that calls positive the k likeliest of the rows to decide, with the highest expected "
+        "F1, and so knows them all at once; and lossmith's own decision rule, a threshold for any later row, of the highest "
         "expected metric under probabilities that are calibrated on 5 × 2 pooled inner folds. `MetricClassifierCV` starts from "
         "that last one. For rankings, which no threshold changes: C tuned by the metric, and class weights."
     ),
