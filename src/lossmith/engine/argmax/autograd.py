@@ -475,8 +475,16 @@ def _by_merging(function: Any, size: int, in_dims: tuple[Any, ...], inputs: tupl
 # and they call the second: whoever changes what the second takes gives both a new name.
 
 
-operator = torch.library.custom_op("lossmith::target_log_prob", value, mutates_args=())
-_gradient_operator = torch.library.custom_op("lossmith::target_log_prob_gradient", gradient, mutates_args=())
+_INPUTS = "Tensor scores, Tensor target, Tensor scale, str noise"  # torch before 2.5 reads no annotations that are strings
+operator = torch.library.custom_op(
+    "lossmith::target_log_prob", value, mutates_args=(), schema=f"({_INPUTS}, SymInt ignored) -> (Tensor, Tensor, Tensor)"
+)
+_gradient_operator = torch.library.custom_op(
+    "lossmith::target_log_prob_gradient",
+    gradient,
+    mutates_args=(),
+    schema=f"({_INPUTS}, Tensor upstream, Tensor weights, Tensor records, bool unserved=True) -> Tensor",
+)
 operator.register_fake(lambda scores, target, scale, noise, ignored: _outputs(scores, noise))
 _gradient_operator.register_fake(
     lambda scores, *others, **options: torch.empty_like(scores, memory_format=torch.contiguous_format)

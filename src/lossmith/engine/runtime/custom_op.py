@@ -100,8 +100,12 @@ def _differentiate(name: str, tensors: Sequence[Tensor], noise: str, number: flo
 # torch.compile
 
 
-operator = torch.library.custom_op("lossmith::evaluate", _evaluate, mutates_args=())
-_gradients = torch.library.custom_op("lossmith::evaluate_gradients", _differentiate, mutates_args=())
+# torch before 2.5 reads no annotations that are strings, so the types stand here.
+_INPUTS = "str name, Tensor[] tensors, str noise, float number"
+operator = torch.library.custom_op("lossmith::evaluate", _evaluate, mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
+_gradients = torch.library.custom_op(
+    "lossmith::evaluate_gradients", _differentiate, mutates_args=(), schema=f"({_INPUTS}, Tensor upstream) -> Tensor[]"
+)
 operator.register_fake(lambda name, tensors, noise, number: _entries[name].like(tensors))
 _gradients.register_fake(lambda name, tensors, *others: [torch.empty_like(x) for x in tensors])
 

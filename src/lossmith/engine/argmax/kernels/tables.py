@@ -198,7 +198,7 @@ def _fit(
     coefficients = torch.where(served.unsqueeze(-1), coefficients, 0.0)
     saturated = ~(values.abs().amax(-1) <= SATURATED)
     coefficients[saturated] = 0.0
-    coefficients[saturated, 0] = values[saturated, 0].clamp(-SATURATED, SATURATED)
+    coefficients[..., 0][saturated] = values[..., 0][saturated].clamp(-SATURATED, SATURATED)
     check = torch.tensor([-1.0, -0.6, 0.0, 0.75, 1.0], dtype=torch.float64)
     exact = function(at.unsqueeze(-1) - CELL / 2 * check)
     error = (coefficients @ (check ** powers.unsqueeze(-1)) - exact).abs()
