@@ -234,7 +234,8 @@ def in_full_precision(forward: Forward) -> Forward:
             return forward(self, scores, *others, **options)  # which refuses it
         kind, half = scores.device.type, scores.dtype in (torch.bfloat16, torch.float16)
         entering = scores.float() if half else scores
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)  # torch 2.4 compiles no such question
+        if known and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
                 return forward(self, entering, *others, **options)
         loss = forward(self, entering, *others, **options)

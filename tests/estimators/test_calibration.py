@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
 from lossmith.estimators.calibration import calibrated
@@ -34,8 +35,29 @@ def test_few_rows_that_are_parted_give_no_certainty() -> None:
     assert found.max() < 0.999
 
 
+def test_it_is_the_optimum_of_the_smoothed_likelihood() -> None:
+    made = np.random.default_rng(3)
+    y, weight, scores = made.choice(3, 40, p=[0.6, 0.3, 0.1]), made.random(40) + 0.2, made.normal(size=(40, 3))
+    relative = weight / weight.mean()
+    support = np.array([relative[y == k].sum() for k in range(3)])
+    target = np.array([[(support[k] + 1 if j == k else 0.5) / (support[k] + 2) for j in range(3)] for k in y])
+
+    def loss(dials: np.ndarray) -> float:
+        return -np.sum(relative[:, None] * target * log_softmax(dials[0] * scores + dials[1:], axis=1))
+
+    found = minimize(loss, [1.0, 0.0, 0.0, 0.0], method="Powell", options={"xtol": 1e-10, "ftol": 1e-14, "maxiter": 10**5}).x
+    expected = softmax(found[0] * scores + found[1:], axis=1)
+    np.testing.assert_allclose(calibrated(scores, Rows(y, weight, 3)), expected, atol=1e-4)
+
+
 def test_only_the_ratios_of_weights_count() -> None:
     made = np.random.default_rng(2)
-    scores, y = made.normal(size=(50, 3)), made.integers(0, 3, 50)
-    one, thousand = (calibrated(scores, Rows(y, np.full(50, w), 3)) for w in (1.0, 1000.0))
-    assert one == pytest.approx(thousand, abs=1e-12)
+    scores, y, weight = made.normal(size=(50, 3)), made.integers(0, 3, 50), made.random(50) + 0.1
+    one, thousand = (calibrated(scores, Rows(y, w * weight, 3)) for w in (1.0, 1000.0))
+    assert one == pytest.approx(thousand, abs=1e-9)
+
+
+def test_one_class_and_equal_scores() -> None:
+    assert calibrated(np.ones((3, 2)), Rows(np.array([1, 1, 1]), np.ones(3), 2)).tolist() == [[0.0, 1.0]] * 3
+    found = calibrated(np.zeros((4, 1)), Rows(np.array([0, 0, 0, 1]), np.ones(4), 2))
+    np.testing.assert_allclose(found[:, 1], (3 / 5 + 2 / 3) / 4, atol=1e-5)  # the mean of the targets

@@ -178,6 +178,19 @@ def test_costs_and_own_metrics() -> None:
     assert MetricClassifierCV(own, Cs=2, cv=2).fit(X, y).score(X, y) > 0.5
 
 
+def test_roots_and_ratios_of_one_class_have_a_decision_rule() -> None:
+    """Expected counts are differences, which rounding would make a little less than 0."""
+    X, y = make_classification(300, 6, n_informative=4, n_classes=3, weights=[0.7, 0.2], random_state=1)
+    for function, average in (
+        (lambda tp, fp, fn, tn: (tp / (tp + fn) * tn / (tn + fp)).sqrt(), "binary"),
+        (lambda tp, fp, fn, tn: (tp / (tp + fn) * tn / (tn + fp)).sqrt(), "macro"),
+        (lambda tp, fp, fn, tn: tp / (tp + fn), "macro"),
+        (lambda tp, fp, fn, tn: tn / (tn + fp), "binary"),
+    ):
+        own, target = lossmith.metric(function, average=average), y if average == "macro" else y > 0
+        assert 0.5 < MetricClassifierCV(own, Cs=2, cv=3, caution=np.inf).fit(X, target).score(X, target) <= 1
+
+
 def test_inside_other_estimators() -> None:
     X, y = make_classification(200, 5, flip_y=0.1, random_state=0)
     inner = MetricClassifierCV(Cs=2, cv=2)
@@ -247,7 +260,11 @@ def test_weights_that_leave_nothing() -> None:
     weight = np.where(y == 1, 0.0, 1.0)
     assert np.isfinite(MetricClassifier(class_weight="balanced").fit(X, y, weight).coef_).all()
     one = np.arange(60) == 0
-    assert np.isfinite(MetricClassifierCV(Cs=2, cv=2).fit(X, y, one.astype(float)).coef_).all()
+    for metric in ("accuracy", "f1", "balanced_accuracy"):
+        assert np.isfinite(MetricClassifierCV(metric, Cs=2, cv=2).fit(X, y, one.astype(float)).coef_).all()
+    without = np.where(np.arange(60) < 20, 0.0, 1.0)  # the held-out rows weigh nothing
+    folds = [(np.arange(10, 60), np.arange(10)), (np.r_[0:10, 20:60], np.arange(10, 20))]
+    assert np.isfinite(MetricClassifierCV("f1", Cs=2, cv=folds).fit(X, y, without).coef_).all()
     with pytest.raises(ValueError, match=r"^class_weight: expected some above 0"):
         MetricClassifier(class_weight={0: 0, 1: 0}).fit(X, y)
     made = np.random.default_rng(2).random(60)

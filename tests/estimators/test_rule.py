@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
+from lossmith.estimators.calibration import calibrated
 from lossmith.estimators.metrics import METRICS, metric_of
 from lossmith.estimators.rule import CANDIDATES, best_offsets, decision_rule
 from lossmith.estimators.trained_metric import Rows
@@ -39,17 +40,17 @@ def test_offsets_are_no_worse_than_a_random_search(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*SHIFTED, "cost"])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_decisions_are_worth_what_copies_of_the_rows_are(name: str, classes: int) -> None:
-    """A row of class k by a quarter is one copy of four."""
+def test_a_row_of_several_classes_counts_as_copies_of_each(name: str, classes: int) -> None:
     if name in ("f1", "jaccard") and classes > 2:
         return
     made = np.random.default_rng(2)
     metric = metric_of(np.arange(1.0, classes**2 + 1).reshape(classes, -1) if name == "cost" else name, classes)
-    quarters = made.multinomial(4, np.full(classes, 1 / classes), size=30)
+    quarters = made.multinomial(4, made.dirichlet(np.ones(classes), size=30))
     scores, weight = made.normal(size=(30, classes)), made.random(30)
+    scores = scores[:, 1:] - scores[:, :1] if classes == 2 else scores
     place, y = np.repeat(np.arange(30), 4), np.concatenate([np.repeat(np.arange(classes), row) for row in quarters])
-    expected = metric.counted(scores[place], Rows(y, weight[place] / 4, classes))
-    assert metric.of_decisions(scores.argmax(1), quarters / 4, weight) == pytest.approx(expected, rel=1e-12)
+    expected = best_offsets(metric, scores[place], np.eye(classes)[y], weight[place] / 4)
+    np.testing.assert_allclose(best_offsets(metric, scores, quarters / 4, weight), expected, atol=1e-12)
 
 
 def test_known_probabilities_give_the_closed_forms() -> None:
@@ -92,6 +93,58 @@ def test_class_weights_and_temperature_are_seen_through() -> None:
     plain = scores + decision_rule(metric, scores, rows)
     shifted = 3 * scores + [-2.0, 1.0, 4.0]
     assert (plain.argmax(1) == (shifted + decision_rule(metric, shifted, rows)).argmax(1)).mean() > 0.99
+
+
+def test_the_scale_of_the_scores_does_not_matter() -> None:
+    made = np.random.default_rng(6)
+    lead = made.normal(size=1000) * 2 - 3
+    y = (made.random(1000) < expit(lead)).astype(np.int64)
+    rows, metric = Rows(y, np.ones(1000), 2), metric_of("f1", 2)
+    expected = decision_rule(metric, lead[:, None], rows)[0]
+    assert 0 < expected < 2
+    for scale in (1e-9, 1e-4, 1e4, 1e9):
+        assert decision_rule(metric, scale * lead[:, None], rows)[0] / scale == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_order_of_the_classes_does_not_matter() -> None:
+    made = np.random.default_rng(7)
+    y = made.choice(4, 300, p=[0.5, 0.3, 0.15, 0.05])
+    scores = made.normal(size=(300, 4)) + 2 * np.eye(4)[y] - [4.0, 0.0, 0.0, 0.0]
+    metric, turned = metric_of("f1_macro", 4), np.array([1, 2, 3, 0])
+    p = calibrated(scores, Rows(y, np.ones(300), 4))
+    moved = calibrated(scores[:, turned], Rows(np.argsort(turned)[y], np.ones(300), 4))
+    np.testing.assert_allclose(moved, p[:, turned], atol=1e-4)
+    assert metric.counted(scores + decision_rule(metric, scores, Rows(y, np.ones(300), 4)), Rows(y, np.ones(300), 4)) > 0.5
+
+
+@pytest.mark.parametrize("name", ["balanced_accuracy", "f1_macro"])
+def test_a_class_without_rows_is_not_decided_for(name: str) -> None:
+    made = np.random.default_rng(8)
+    y = made.integers(0, 2, 400)
+    scores = np.column_stack([1.5 * np.eye(2)[y] + made.normal(size=(400, 2)), made.normal(size=400)])
+    found = (scores + decision_rule(metric_of(name, 3), scores, Rows(y, np.ones(400), 3))).argmax(1)
+    assert (found == 2).mean() < 0.01
+    assert (found == y).mean() > 0.8
+
+
+def test_rows_that_weigh_nothing_are_as_if_they_were_not_there() -> None:
+    made = np.random.default_rng(9)
+    y, scores = made.integers(0, 2, 60), made.normal(size=(60, 1))
+    scores[:, 0] += y - 1
+    metric, kept = metric_of("f1", 2), np.arange(60) < 40
+    expected = decision_rule(metric, scores[kept], Rows(y[kept], np.ones(40), 2))
+    assert decision_rule(metric, scores, Rows(y, kept.astype(float), 2)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_class_of_one_row_in_five_hundred_is_met_exactly() -> None:
+    made = np.random.default_rng(10)
+    lead = np.sort(made.normal(-8, 1.6, size=50_000))
+    p, weight = expit(lead), np.ones(50_000)
+    offset = best_offsets(metric_of("f1", 2), lead[:, None], np.column_stack([1 - p, p]), weight)[0]
+    falling = np.sort(p)[::-1]
+    every = 2 * falling.cumsum() / (np.arange(1, len(p) + 1) + p.sum())
+    chosen = lead + offset > 0
+    assert 2 * p[chosen].sum() / (chosen.sum() + p.sum()) == pytest.approx(every.max(), rel=1e-12)
 
 
 def test_many_rows_are_thinned() -> None:

@@ -23,7 +23,12 @@ ONE_CLASS = r"f[\d.]+|jaccard|average_precision"  # metrics of two classes that 
 @click.option("--cost", metavar="FILE", type=click.Path(path_type=Path), help="A CSV matrix of costs instead of a metric.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The model's file, such as model.lossmith.")
 @click.option("--cv", default=5, show_default=True, help="Inner folds, drawn twice.")
-@click.option("--caution", default=0.75, show_default=True, help="Standard errors that a gain over likelihood has to exceed.")
+@click.option(
+    "--caution",
+    type=float,
+    show_default="0.75; for F-beta, Jaccard and counts 1",
+    help="Standard errors that a gain over likelihood has to exceed.",
+)
 @click.option("--jobs", default=1, show_default=True, help="Folds that are fitted at the same time; -1: one a core.")
 @click.option("--seed", default=0, show_default=True, help="Of the folds.")
 def train(
@@ -34,7 +39,7 @@ def train(
     cost: Path | None,
     out: Path,
     cv: int,
-    caution: float,
+    caution: float | None,
     jobs: int,
     seed: int,
 ) -> None:
@@ -49,7 +54,7 @@ def train(
 
     check_metric(metric)
     for name, value, least in (("cv", cv, 2), ("caution", caution, 0)):
-        if value < least:
+        if value is not None and value < least:
             raise InputError(f"--{name}: expected {least} or more, got {value}")
     check_paths([out], "--out")
     from lossmith.estimators.linear import telling_of_folds

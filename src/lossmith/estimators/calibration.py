@@ -1,11 +1,13 @@
 r"""Probabilities from scores: the temperature, and the offsets, whose likelihood on given rows is highest.
 
-    temperature:  max over a of          Σ_i w_i log softmax(e^a s_i)_{y_i}
-    calibration:  max over a, b of       Σ_i w_i log softmax(e^a s_i + b)_{y_i} − (a² + ‖b‖²) / 2,    mean w = 1, b_1 = 0
+    temperature:  max over a of             Σ_i w_i log softmax(e^a s_i)_{y_i}
+    calibration:  max over f ≥ 0, b of      Σ_i w_i Σ_k t_ik log softmax(f s_i + b)_k
 
-The second is Platt's: for two classes a logistic regression on the lead. Its penalty counts as much as half a row, so that
-scores that part few rows perfectly give no certainty. Source: Platt, "Probabilistic outputs for support vector machines", 1999;
-Guo et al., "On calibration of modern neural networks", ICML 2017 (vector scaling, here with one factor).
+The second is Platt's, for any number of classes: with N_k the weight of class k, in units of the mean weight, a row of class k
+has t_ik = (N_k + 1) / (N_k + 2), and the other classes share the rest equally, so that scores which part few rows perfectly
+give no certainty. It is concave, and neither the scale of the scores nor the order of the classes matters. Source: Platt,
+"Probabilistic outputs for support vector machines", 1999; Guo et al., "On calibration of modern neural networks", ICML 2017
+(vector scaling, here with one factor).
 """
 
 from __future__ import annotations
@@ -31,27 +33,35 @@ def sharpness_of(scores: Floats, rows: Rows) -> float:
 
 
 def calibrated(scores: Floats, rows: Rows) -> Floats:
-    """Probabilities (n, C) of scores (n, K), calibrated on the rows: a factor for all, an offset for each class but the first.
+    """Probabilities (n, C) of scores (n, K), calibrated on the rows, which all weigh something; 0 for a class without rows.
 
-    Cost: some 20 evaluations of the softmax of all rows.
+    Cost: some 20 evaluations of the softmax of all rows, more for many classes.
     """
-    by_class = np.ascontiguousarray(both_classes(scores).T)  # (C, n): sums over a few classes are faster along columns
-    at, weight = (rows.y, np.arange(len(scores))), rows.weight / rows.weight.mean()
+    weight = rows.weight / rows.weight.mean()
+    support = np.bincount(rows.y, weight, rows.classes)
+    present = np.flatnonzero(support)
+    probabilities = np.zeros((len(scores), rows.classes))
+    if len(present) == 1:
+        probabilities[:, present] = 1.0
+        return probabilities
+    by_class = np.ascontiguousarray(both_classes(scores)[:, present].T)  # (C, n): sums over few classes are faster in columns
+    by_class -= by_class.mean(0)
+    unit = np.sqrt(np.mean(by_class**2)) or 1.0
+    by_class /= unit
+    at = np.searchsorted(present, rows.y), np.arange(len(scores))
+    wrong = weight / (support[rows.y] + 2) / (len(present) - 1)  # w t of each other class
+    own = weight * (support[rows.y] + 1) / (support[rows.y] + 2) - wrong  # by how much that of a row's own class is more
 
     def loss(dials: Floats) -> tuple[float, Floats]:
-        hot = np.exp(dials[0]) * by_class
-        log_p = log_softmax(hot + _offsets(dials), axis=0)
-        slope = np.exp(log_p)
-        slope[at] -= 1
-        slope *= weight
-        grad = np.concatenate([[np.vdot(slope, hot)], slope[1:].sum(1)]) + dials
-        return float(dials @ dials / 2 - weight @ log_p[at]), grad
+        log_p = log_softmax(dials[0] * by_class + dials[1:, None], axis=0)
+        slope = np.exp(log_p) * weight - wrong
+        slope[at] -= own
+        value = -float(own @ log_p[at] + wrong @ log_p.sum(0))
+        return value / len(weight), np.concatenate([[np.vdot(slope, by_class)], slope.sum(1)]) / len(weight)
 
-    bounds = [(-COLDEST, COLDEST), *[(None, None)] * (len(by_class) - 1)]
-    found = minimize(loss, np.zeros(len(by_class)), jac=True, method="L-BFGS-B", bounds=bounds).x
-    return np.ascontiguousarray(softmax(np.exp(found[0]) * by_class + _offsets(found), axis=0).T)
-
-
-def _offsets(dials: Floats) -> Floats:
-    """(C, 1): 0 for the first class, then all but the first of the dials."""
-    return np.concatenate([[0.0], dials[1:]])[:, None]
+    start = np.concatenate([[min(unit, 1.0)], np.zeros(len(present))])
+    bounds = [(0.0, None), *[(None, None)] * len(present)]
+    options = {"ftol": 1e-10, "gtol": 1e-7}
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    probabilities[:, present] = softmax(found[0] * by_class + found[1:, None], axis=0).T
+    return probabilities

@@ -60,7 +60,7 @@ class Judge:
             return first_of_best(scores.mean(0), np.arange(len(candidates)))
         rows, likelihood = [trained.at(held) for held in self.held], LogLoss()
         mean = [
-            np.mean([likelihood.counted(z, own) for z, own in zip(of_folds, rows, strict=True) if own.weight.any()])
+            np.mean([likelihood.counted(z, own) if own.weight.any() else 0.0 for z, own in zip(of_folds, rows, strict=True)])
             for of_folds in candidates
         ]
         return first_of_best(np.array(mean), np.arange(len(candidates)))

@@ -157,6 +157,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         fold_rows: rows that the folds of an integer ``cv`` divide, at most: of more, a stratified draw chooses the point, and
             that is fitted to all. None: all rows.
         caution: corrected standard errors (Nadeau & Bengio, 2003) that the gain has to exceed, ≥ 0; infinity: no metric point.
+            None: 1 for F-beta, Jaccard and one's own counts, 0.75 for all others.
         decision_rule: whether step 2 has one; without it, likelihood is judged as it is.
         noise, fit_intercept, class_weight, tol, max_iter: as in ``MetricClassifier``.
         n_jobs: folds that are fitted at the same time, as in scikit-learn.
@@ -191,7 +192,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         "Cs": [Interval(Integral, 1, None, closed="left"), "array-like"],
         "cv": ["cv_object"],
         "fold_rows": [Interval(Integral, 4, None, closed="left"), None],
-        "caution": [Interval(Real, 0, None, closed="both")],
+        "caution": [Interval(Real, 0, None, closed="both"), None],
         "decision_rule": ["boolean"],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
@@ -204,7 +205,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         Cs: Any = 10,
         cv: Any = 5,
         fold_rows: int | None = 25_000,
-        caution: float = 0.75,
+        caution: float | None = None,
         decision_rule: bool = True,
         noise: str = "gumbel",
         fit_intercept: bool = True,
@@ -249,7 +250,8 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         best = judge.best_likelihood(by_C, scores, rows)
         self.points_ = [Point(float(C), 1.0, 0.0) for C in self.Cs_]
 
-        tried = self.caution < np.inf and not metric.likelihood
+        caution = metric.caution if self.caution is None else self.caution
+        tried = caution < np.inf and not metric.likelihood
         near = np.arange(max(best - 1, 0), min(best + 2, len(self.Cs_)) if tried else 0)
         paths = self._of_folds(
             delayed(_metric)(data, fold, metric, [coefs[at] for at in near], self.Cs_[near], self.noise)
@@ -260,7 +262,7 @@ class MetricClassifierCV(RoutesToSplitter, LinearMetricClassifier):
         of_paths = [judge.plain_scores(of_folds) for of_folds in by_point]
         self.scores_ = np.ascontiguousarray(np.array([*scores.T, *of_paths]).T)
         self.coefs_paths_ = np.array([[*a, *b] for a, b in zip(likelihood, paths, strict=True)])
-        self.selection_ = choose(self.points_, self.scores_, ratio_of(folds), self.caution, best)
+        self.selection_ = choose(self.points_, self.scores_, ratio_of(folds), caution, best)
         self._finish(data, metric, self.selection_, judge, by_C)
         return self
 

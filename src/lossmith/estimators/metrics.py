@@ -132,6 +132,7 @@ class OfCounts(TrainedMetric):
     """A metric of each class's true positives, predictions and weight, averaged over the classes."""
 
     shifts, additive = True, False
+    caution = 1.0  # where a class is rare, ten folds' differences are a few jumps
 
     @abstractmethod
     def with_slopes(self, tp: Floats, predicted: Floats, support: Floats) -> tuple[float, Floats, Floats]:
@@ -227,7 +228,8 @@ class Own(OfCounts):
 
     def of_steps(self, tp: Floats, predicted: Floats, support: Floats) -> Floats:
         """The metric of each step."""
-        return self._of(*map(torch.from_numpy, (tp, predicted, support))).numpy()
+        counts = torch.from_numpy(tp), torch.from_numpy(predicted), torch.from_numpy(support)
+        return self._of(*counts, least=0.0).numpy()
 
     def with_slopes(self, tp: Floats, predicted: Floats, support: Floats) -> tuple[float, Floats, Floats]:
         """By torch's derivatives."""
@@ -236,10 +238,12 @@ class Own(OfCounts):
         of_tp, of_predicted = torch.autograd.grad(m, leaves, allow_unused=True, materialize_grads=True)
         return m.item(), of_tp.numpy(), of_predicted.numpy()
 
-    def _of(self, tp: Tensor, given: Tensor, support: Tensor) -> Tensor:
-        """The metric (…) of counts (…, C)."""
+    def _of(self, tp: Tensor, given: Tensor, support: Tensor, *, least: float | None = None) -> Tensor:
+        """The metric (…) of counts (…, C), which are ``least`` where rounding makes them less."""
         support = support.expand_as(tp)
         counts = Counts(tp, given - tp, support - tp, support.sum(-1, keepdim=True) - support - given + tp)
+        if least is not None:
+            counts = Counts(*(x.clamp_min(least) for x in counts))
         if self.average == "micro":
             return self.of_counts(Counts(*(x.sum(-1) for x in counts)))
         if self.average == "binary":
@@ -253,7 +257,7 @@ class Own(OfCounts):
 class Cost(TrainedMetric):
     """Minus the mean cost of decisions, cost[y, k] for deciding k where y is true, trained as ``CostLoss``."""
 
-    name, shifts, from_counts = "cost", True, False
+    name, shifts = "cost", True
     perfect = math.inf
 
     def __init__(self, cost: npt.ArrayLike) -> None:
@@ -270,10 +274,9 @@ class Cost(TrainedMetric):
         """Minus the mean cost of the predictions."""
         return float(-(rows.weight @ self.cost[rows.y, predicted(scores)]) / rows.weight.sum())
 
-    def of_decisions(self, decisions: Codes, shares: Floats, weight: Floats) -> float:
-        """Minus the mean expected cost."""
-        expected = (shares @ self.cost)[np.arange(len(decisions)), decisions]
-        return float(-(weight @ expected) / weight.sum())
+    def worth(self, shares: Floats) -> Floats:
+        """Minus the expected costs."""
+        return -shares @ self.cost
 
     def loss(self, scores: Floats, rows: Rows, noise: str, q: float) -> tuple[float, Floats]:
         """Σ_i w_i [l_i + r_i · −log_q(m_i)] / Σ_i w_i, see ``CostLoss``."""

@@ -83,7 +83,8 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
             that of its batch, a biased estimate of that of all rows: such metrics want large batches.
         learning_rate, weight_decay: of AdamW, in both phases. Matrices decay, biases do not.
         cv: folds: an integer k stands for k stratified folds, once; or a splitter, or an iterable of (train, test) indices.
-        caution: corrected standard errors that the gain has to exceed, ≥ 0; infinity: only cross-entropy.
+        caution: corrected standard errors that the gain has to exceed, ≥ 0; infinity: only cross-entropy. None: as in
+            ``MetricClassifierCV``.
         class_weight: as in ``LogisticRegression``, for training.
         accelerator, devices, precision: of ``lightning.fabric.Fabric``. The default is the CPU: there the same data give the
             same weights to the bit, and the networks of tables are small. "32-true" computes in float32, "64-true" in float64,
@@ -133,7 +134,7 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "cv": ["cv_object"],
-        "caution": [Interval(Real, 0, None, closed="both")],
+        "caution": [Interval(Real, 0, None, closed="both"), None],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "random_state": ["random_state"],
     }
@@ -152,7 +153,7 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-2,
         cv: Any = 5,
-        caution: float = 0.75,
+        caution: float | None = None,
         class_weight: Any = None,
         accelerator: str = "cpu",
         devices: Any = 1,
@@ -196,7 +197,9 @@ class MetricNetworkClassifier(RoutesToSplitter, ScoreClassifier):
             likelihood, of_metric = self._phases(learners, [X[held] for _, held in folds], judge)
             self.points_ = likelihood.points + of_metric.points
             self.scores_ = np.array(likelihood.scores + of_metric.scores).T
-            self.selection_ = choose(self.points_, self.scores_, ratio_of(folds), self.caution)
+            self.selection_ = choose(
+                self.points_, self.scores_, ratio_of(folds), metric.caution if self.caution is None else self.caution
+            )
             learner = self._learner(fabric, X, rows, seed)
             learner.start_likelihood()
             wanted = [likelihood.points[likelihood.best].epoch, self.selection_.point.epoch * self.selection_.took_metric]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from lossmith.estimators.calibration import calibrated
-from lossmith.estimators.trained_metric import Codes, Floats, Rows, TrainedMetric, predicted
+from lossmith.estimators.trained_metric import Codes, Floats, Rows, TrainedMetric
 
 CANDIDATES = 200
 SWEEPS = 3
@@ -26,8 +26,10 @@ CLOSE = 1e-12  # metrics that differ by less are equal but for rounding
 
 def decision_rule(metric: TrainedMetric, scores: Floats, rows: Rows) -> Floats:
     """Offsets (K,) for scores (n, K), of the highest expected metric under probabilities that are calibrated on the rows."""
-    if not rows.weight.any():
+    used = rows.weight > 0
+    if not used.any():
         return np.zeros(scores.shape[1])
+    scores, rows = scores[used], rows.at(np.flatnonzero(used))
     return best_offsets(metric, scores, calibrated(scores, rows), rows.weight)
 
 
@@ -40,52 +42,55 @@ def best_offsets(metric: TrainedMetric, scores: Floats, shares: Floats, weight: 
         shares: (n, C), the probability of each class; 0 and 1 where the class is known.
         weight: (n,), some above 0.
     """
-    offsets = np.zeros(scores.shape[1])
-    best = metric.of_decisions(predicted(scores), shares, weight)
+    worth = metric.worth(shares)
+    offsets, best = np.zeros(scores.shape[1]), -np.inf
     for _ in range(SWEEPS if scores.shape[1] > 1 else 1):
         before = best
         for k in range(scores.shape[1]):
-            moved, reached = _moved(metric, scores, offsets, k, shares, weight)
-            if reached > best + CLOSE:
-                offsets[k], best = moved, reached
-        if best <= before:
+            rival, own, others, winner = _duel(scores + offsets, k)
+            needed = rival - own  # how much the class lacks to win the row
+            edges = _between(needed) if scores.shape[1] > 1 else _between(needed, len(needed))
+            edges = np.insert(edges, np.searchsorted(edges, 0.0), 0.0)  # where it stands
+            step = np.searchsorted(edges, needed, side="right")  # the first edge that is above; at none: len(edges)
+            if worth is None:
+                found = metric.of_steps(*_counts(step, len(edges), others, winner, shares, weight))
+            else:
+                found = _worths(step, len(edges), others, winner, worth, weight)
+            stays, highest = found[np.searchsorted(edges, 0.0)], found.max()
+            if highest > stays + CLOSE:
+                ties = np.flatnonzero(found >= highest - CLOSE)
+                run = ties[: np.searchsorted(ties - np.arange(len(ties)), ties[0], side="right")]  # the first run of equals
+                offsets[k] += edges[run[len(run) // 2]]  # its middle
+            best = max(best, float(highest))
+        if best <= before + CLOSE:
             break
     return offsets - offsets.mean() if scores.shape[1] > 1 else offsets
 
 
-def _moved(
-    metric: TrainedMetric, scores: Floats, offsets: Floats, k: int, shares: Floats, weight: Floats
-) -> tuple[float, float]:
-    """The best offset of class k beside the other offsets, and the metric there."""
+def _duel(scores: Floats, k: int) -> tuple[Floats, Floats, Codes, int]:
+    """The highest score beside class k's, class k's own, the class of the first, all (n,), and k; k = 1 for one lead."""
     if scores.shape[1] == 1:
-        rival, own, others = np.zeros(len(scores)), scores[:, 0], np.zeros(len(scores), dtype=np.int64)
-        winner = 1
-    else:
-        shifted = scores + offsets
-        shifted[:, k] = -np.inf
-        others = shifted.argmax(1)
-        rival, own, winner = shifted[np.arange(len(scores)), others], scores[:, k], k
-    needed = rival - own  # the offset above which the row goes to class k
-    edges = _between(needed)
-    step = np.searchsorted(edges, needed, side="right")  # the first edge that is above; at none: len(edges)
-    if metric.from_counts:
-        found = metric.of_steps(*_counts(step, len(edges), others, winner, shares, weight))
-    else:
-        decided = (np.where(step <= at, winner, others) for at in range(len(edges)))
-        found = np.array([metric.of_decisions(decisions, shares, weight) for decisions in decided])
-    best = int(np.argmax(found))
-    ties = np.flatnonzero(found >= found[best] - CLOSE)
-    run = ties[: np.searchsorted(ties - np.arange(len(ties)), ties[0], side="right")]  # the first run of equals: its middle
-    return float(edges[run[len(run) // 2]]), float(found[best])
+        return np.zeros(len(scores)), scores[:, 0], np.zeros(len(scores), dtype=np.int64), 1
+    beside = scores.copy()
+    beside[:, k] = -np.inf
+    others = beside.argmax(1)
+    return beside[np.arange(len(scores)), others], scores[:, k], others, k
 
 
-def _between(needed: Floats) -> Floats:
-    """Places between the distinct values, ascending, at most CANDIDATES, and one beyond each end."""
+def _between(needed: Floats, most: int = CANDIDATES) -> Floats:
+    """Places between the distinct values, ascending, at most so many, and one beyond each end."""
     distinct = np.unique(needed)
-    if len(distinct) > CANDIDATES:
-        distinct = distinct[np.linspace(0, len(distinct) - 1, CANDIDATES).astype(np.int64)]
+    if len(distinct) > most:
+        distinct = distinct[np.linspace(0, len(distinct) - 1, most).astype(np.int64)]
     middle = (distinct[1:] + distinct[:-1]) / 2
     return np.concatenate([[distinct[0] - 1], middle, [distinct[-1] + 1]])
+
+
+def _worths(step: Codes, steps: int, others: Codes, k: int, worth: Floats, weight: Floats) -> Floats:
+    """The mean worth at each step: a row is given to its other class below its step, to k from there on."""
+    before = worth[np.arange(len(others)), others]
+    gained = np.bincount(step, weight * (worth[:, k] - before), steps + 1)
+    return np.asarray((weight @ before + np.cumsum(gained)[:-1]) / weight.sum())
 
 
 def _counts(step: Codes, steps: int, others: Codes, k: int, shares: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:

@@ -53,7 +53,7 @@ class TableModel:
     classifier: MetricClassifierCV
 
     @classmethod
-    def train(cls, data: Dataset, metric: Any, cv: int, caution: float, n_jobs: int, random_state: int) -> TableModel:
+    def train(cls, data: Dataset, metric: Any, cv: int, caution: float | None, n_jobs: int, random_state: int) -> TableModel:
         """Fit to a table.
 
         Args:

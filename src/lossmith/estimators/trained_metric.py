@@ -51,8 +51,8 @@ class TrainedMetric(ABC):
     shifts: ClassVar[bool] = False  # whether an offset for each class may raise it, of a classifier fitted by likelihood
     likelihood: ClassVar[bool] = False  # whether likelihood itself trains it
     additive: ClassVar[bool] = True  # whether it is a mean over rows, or over those of a class
+    caution: ClassVar[float] = 0.75  # standard errors that a gain over likelihood has to exceed, unless asked otherwise
     perfect: ClassVar[float] = 1.0  # the highest value
-    from_counts: ClassVar[bool] = True  # whether ``of_steps`` gives it; a metric that ``shifts`` else has its ``of_decisions``
 
     def check(self, classes: int) -> None:  # noqa: B027
         """Refuse a number of classes that it is not for."""
@@ -61,12 +61,11 @@ class TrainedMetric(ABC):
         """The metric (steps,) of true positives and predictions, (steps, C), and the weights of the classes, (C,)."""
         raise NotImplementedError
 
-    def of_decisions(self, decisions: Codes, shares: Floats, weight: Floats) -> float:
-        """The expected metric of decisions (n,), where a row is of each class with the probability ``shares`` (n, C)."""
-        C = shares.shape[1]
-        right = weight * shares[np.arange(len(decisions)), decisions]
-        counts = np.array([np.bincount(decisions, right, C), np.bincount(decisions, weight, C)], dtype=np.float64)
-        return float(self.of_steps(counts[:1], counts[1:], weight @ shares)[0])
+    def worth(self, shares: Floats) -> Floats | None:
+        """What each decision is worth for each row, (n, C), in expectation under the probabilities of the classes ``shares``
+        (n, C), where the metric is the mean over rows of what their decisions are worth; else None, and ``of_steps`` gives it.
+        """
+        return None
 
     @abstractmethod
     def counted(self, scores: Floats, rows: Rows) -> float:
