@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                "--out", folder / "model.lossmith")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "shop: f1 of 'yes' on 4 inner folds" in done.stdout
-    assert "the same with its decision rule" in done.stdout
+    assert "logistic regression with its decision rule" in done.stdout
     assert "taken: " in done.stdout
     assert "its probabilities are moved by the rule" in done.stdout
     return folder

@@ -90,7 +90,7 @@ def train(
 
 
 def _summary(fitted: Any) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The mean metric on held-out rows of each way, at its best point."""
+    """The mean metric on held-out rows of each way, at the point that stands for it."""
     from lossmith.estimators.metrics import metric_of
 
     kinds = [point.is_likelihood for point in fitted.points_]
@@ -98,7 +98,7 @@ def _summary(fitted: Any) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows: list[tuple[str, ...]] = [("logistic regression", f"{fitted.likelihood_scores_.mean(0).max():.4f}")]
     metric = metric_of(fitted.metric, len(fitted.classes_))
     if metric.shifts:
-        rows.append(("the same with its decision rule", f"{mean[fitted.selection_.base]:.4f}"))
+        rows.append(("logistic regression with its decision rule", f"{mean[fitted.selection_.base]:.4f}"))
     if trained := [m for m, kind in zip(mean, kinds, strict=True) if not kind]:
         rows.append(("trained for the metric", f"{max(trained):.4f}"))
     return ("", "held out"), rows

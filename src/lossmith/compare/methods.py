@@ -89,7 +89,7 @@ METHODS: dict[str, Method] = {
         "#3f7fbf",
         lambda metric, seed: _likelihood(metric, seed, decision_rule=False),
     ),
-    RULE: Method("the same, with the threshold or the offsets of the highest expected metric", "#7f6084", _likelihood),
+    RULE: Method("logistic regression with the offsets of the highest expected metric", "#7f6084", _likelihood),
     WEIGHTS: Method(
         "logistic regression with balanced class weights, its penalty tuned by the metric",
         "#e39b2f",

@@ -42,6 +42,7 @@ OPPONENTS = {  # of each metric, beside LIKELIHOOD, which is the baseline
 }
 RIVAL = {"f1": RULE, "balanced_accuracy": ADJUSTED, "roc_auc": BASELINE, "average_precision": BASELINE}  # fixed in advance
 WORDS = {"f1": "F1", "balanced_accuracy": "Balanced accuracy", "roc_auc": "ROC AUC", "average_precision": "Average precision"}
+CONFIRMING = slice(1, None, 2)  # of the sources in the order of their names: those by which no decision rule was chosen
 SEED = 2
 FOLDS = 3
 SIZE = {"quick": (300, 6), "full": (1000, None)}  # rows of a table, tables
@@ -196,11 +197,11 @@ def _f1_lowest(rows: Sequence[Row]) -> Outcome:
 
 
 def _rule_ahead(rows: Sequence[Row]) -> Outcome:
-    return exceeds(mean_of(_gain(rows, "f1", RULE, "tuned threshold")), 1.0)
+    return exceeds(mean_of(_gain(rows, "f1", RULE, "tuned threshold").iloc[CONFIRMING]), 1.0)
 
 
 def _rule_lowest(rows: Sequence[Row]) -> Outcome:
-    gain = _gain(rows, "f1", RULE, LIKELIHOOD)
+    gain = _gain(rows, "f1", RULE, LIKELIHOOD).iloc[CONFIRMING]
     if gain.empty:
         return Outcome(None, "no tables")
     return Outcome(bool(gain.min() > -1), f"lowest {signed(gain.min())} ({gain.idxmin()})")
@@ -248,8 +249,11 @@ STUDY = Study(
         Prediction("F1 is mostly a threshold: it brings more than three times what training for F1 brings on top.", _threshold),
         Prediction("Training for F1 is ahead of the tuned threshold in the mean.", _f1_ahead),
         Prediction("On no table does it lose more than 1.5 points to the threshold.", _f1_lowest),
-        Prediction("The decision rule is a point of F1 or more ahead of the tuned threshold.", _rule_ahead),
-        Prediction("On no source does the decision rule lose a point of F1 to the threshold at ½.", _rule_lowest),
+        Prediction(
+            "On the 13 sources that did not choose it, the decision rule is a point of F1 ahead of the tuned threshold, or more.",
+            _rule_ahead,
+        ),
+        Prediction("On none of these does the decision rule lose a point of F1 to the threshold at ½.", _rule_lowest),
         Prediction("For balanced accuracy it ties with logit adjustment, which costs nothing.", _adjusted),
         Prediction(
             "A threshold tuned on scores is ahead of one tuned on probabilities, whose grid is coarse for rare classes.",
@@ -260,8 +264,9 @@ STUDY = Study(
     history=(
         "Committed before the first of these rows, but for the two of the decision rule. In a first run that rule counted the "
         "held-out rows and chose C by the metric: +4.40 points of F1, +8.64 of balanced accuracy, and on one source −41.83 of "
-        "F1. It was changed on every other source; trials on the rest had shown +7.2 points of F1 for the new rule, +6.2 for "
-        "the old one. Of the first run's rows those values that do not depend on the rule were kept."
+        "F1. It was changed on every other source; a trial of an earlier calibration on the rest had shown +7.2 points of F1, "
+        "and +6.2 for the first rule. The caution of F1 became 1 after a look at 101 of 300 folds. Of the first run's rows "
+        "those values that do not depend on the rule were kept."
     ),
     cells=cells,
     compute=compute,
