@@ -170,7 +170,7 @@ class AccuracyLoss(MetricLoss):
             samples, poison = _without_nonfinite(self._standardized(samples))
         else:
             samples, poison = self._standardized(samples), None
-        if samples.fractional or self.label_smoothing:
+        if samples.target.is_floating_point() or self.label_smoothing > 0:
             samples = samples.settled()
             log_p = self._log_probs(samples.scores)
             log_p = log_p if poison is None else log_p + poison.unsqueeze(-1)
@@ -310,7 +310,7 @@ class TopKAccuracyLoss(MetricLoss):
         """The loss of scores against class indices or class probabilities."""
         samples = samples_of(scores, target, self.ignore_index).settled()
         z = samples.scores
-        if samples.fractional or self.label_smoothing:
+        if samples.target.is_floating_point() or self.label_smoothing > 0:
             mass, total_weight = self.class_mass(samples, self.label_smoothing)
             return mean_of_shares(self, self.over, self._log_prob(*of_each_class(z, self.scale)), mass, total_weight)
         log_p = self._log_prob(z, samples.target, self.scale)
@@ -384,7 +384,7 @@ class BalancedAccuracyLoss(MetricLoss):
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores against class indices or class probabilities."""
         samples = samples_of(scores, target, self.ignore_index)
-        if samples.fractional or self.label_smoothing:
+        if samples.target.is_floating_point() or self.label_smoothing > 0:
             samples = samples.settled()
             z, share = samples.scores, samples.share(self.label_smoothing)
             mass = share * self.weights_of(self.total(share.reshape(-1, share.shape[-1]).sum(0)), z)
