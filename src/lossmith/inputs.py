@@ -272,8 +272,7 @@ class Samples(NamedTuple):
     keep: Tensor  # (…) bool: which samples count
     ignore_index: int  # marks class indices that do not count
 
-    @property
-    def fractional(self) -> bool:
+    def fractional(self) -> bool:  # no property: under torch 2.8 a compiled loss cannot branch on one
         """Whether the target has a share in each class."""
         return self.target.is_floating_point()
 
@@ -284,7 +283,7 @@ class Samples(NamedTuple):
 
     def settled(self) -> Samples:
         """The samples with checked class indices, and with zeros for indices and scores that do not count, be those NaN."""
-        if self.fractional:
+        if self.fractional():
             return self
         check_target_values(self.target, self.scores.shape[-1], self.ignore_index)
         return self._replace(scores=rows_that_count(self.scores, self.keep), target=self.class_index)
@@ -292,7 +291,7 @@ class Samples(NamedTuple):
     def share(self, label_smoothing: float = 0.0) -> Tensor:
         """The target's share in each class (…, C), smoothed, 0 where it does not count. Of settled samples."""
         classes = self.scores.shape[-1]
-        share = self.target if self.fractional else one_hot(self.target, classes)
+        share = self.target if self.fractional() else one_hot(self.target, classes)
         return smoothed(share.to(self.scores.dtype), label_smoothing, classes) * self.keep.unsqueeze(-1)
 
 

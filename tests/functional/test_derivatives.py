@@ -29,17 +29,18 @@ FUNCTIONS: dict[str, Function] = {
     "top 3": lambda z, s, n: topk_log_prob(z, TARGET, 3, noise=n, scale=s),
     "entropy": lambda z, s, n: PerturbedArgmax(z, n, s).entropy(),
 }
-OF_EACH = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+
+
+def of_each(*slow: str) -> pytest.MarkDecorator:
+    """Every function, some of them in make test-all alone."""
+    marked = [pytest.param(f, id=name, marks=pytest.mark.slow if name in slow else ()) for name, f in FUNCTIONS.items()]
+    return pytest.mark.parametrize("function", marked)
+
+
 SMOOTH = pytest.mark.parametrize("noise", [n for name, n in BY_NAME.items() if name not in JUMPS], ids=str)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        pytest.param(f, marks=pytest.mark.slow if name in ("with a margin", "top 3") else (), id=name)
-        for name, f in FUNCTIONS.items()
-    ],
-)
+@of_each("with a margin", "top 3")
 @EACH
 def test_in_scores_and_a_scale_for_each_row(noise: Noise, function: Function) -> None:
     inputs = tensor(PLAIN, requires_grad=True), tensor([[1.2], [1.7]], requires_grad=True)
@@ -47,13 +48,7 @@ def test_in_scores_and_a_scale_for_each_row(noise: Noise, function: Function) ->
     assert gradgradcheck(lambda z, s: function(z, s, noise), inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        pytest.param(f, marks=() if name in ("log_probs", "top 2") else pytest.mark.slow, id=name)
-        for name, f in FUNCTIONS.items()
-    ],
-)
+@of_each("log_prob", "with a margin", "top 3", "entropy")
 @EACH
 def test_in_one_scale_for_all(noise: Noise, function: Function) -> None:
     scale = tensor(1.3, requires_grad=True)
@@ -122,7 +117,7 @@ def test_beside_a_class_that_is_removed(noise: Noise, name: str) -> None:
     assert not slopes[:, -1].any()
 
 
-@OF_EACH
+@of_each()
 @EACH
 def test_upstream_gradients_multiply_and_a_shift_changes_nothing(noise: Noise, function: Function) -> None:
     scores = tensor(PLAIN, requires_grad=True)

@@ -49,15 +49,16 @@ def best_offsets(metric: TrainedMetric, scores: Floats, shares: Floats, weight: 
         for k in range(scores.shape[1]):
             rival, own, others, winner = _duel(scores + offsets, k)
             needed = rival - own  # how much the class lacks to win the row
-            edges = _between(needed) if scores.shape[1] > 1 else _between(needed, len(needed))
-            edges = np.insert(edges, np.searchsorted(edges, 0.0), 0.0)  # where it stands
+            edges = _between(needed, CANDIDATES if scores.shape[1] > 1 else len(needed))
+            still = np.searchsorted(edges, 0.0)  # the place at which no row moves
+            edges = np.insert(edges, still, 0.0)
             step = np.searchsorted(edges, needed, side="right")  # the first edge that is above; at none: len(edges)
             if worth is None:
                 found = metric.of_steps(*_counts(step, len(edges), others, winner, shares, weight))
             else:
                 found = _worths(step, len(edges), others, winner, worth, weight)
-            stays, highest = found[np.searchsorted(edges, 0.0)], found.max()
-            if highest > stays + CLOSE:
+            highest = found.max()
+            if highest > found[still] + CLOSE:
                 ties = np.flatnonzero(found >= highest - CLOSE)
                 run = ties[: np.searchsorted(ties - np.arange(len(ties)), ties[0], side="right")]  # the first run of equals
                 offsets[k] += edges[run[len(run) // 2]]  # its middle
@@ -77,7 +78,7 @@ def _duel(scores: Floats, k: int) -> tuple[Floats, Floats, Codes, int]:
     return beside[np.arange(len(scores)), others], scores[:, k], others, k
 
 
-def _between(needed: Floats, most: int = CANDIDATES) -> Floats:
+def _between(needed: Floats, most: int) -> Floats:
     """Places between the distinct values, ascending, at most so many, and one beyond each end."""
     distinct = np.unique(needed)
     if len(distinct) > most:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +70,13 @@ def exceeds(mean: Mean, bound: float = 0.0) -> Outcome:
     if math.isfinite(mean.half):
         held = True if mean.low > bound else False if mean.high <= bound else None
     return Outcome(held, f"{mean} points over {mean.over}")
+
+
+def lowest(gain: pd.Series, holds: Callable[[float], bool]) -> Outcome:
+    """Whether something holds of the lowest of several gains, and where that is."""
+    if gain.empty:
+        return Outcome(None, "no tables")
+    return Outcome(bool(holds(gain.min())), f"lowest {signed(gain.min())} ({gain.idxmin()})")
 
 
 def ties(mean: Mean, bound: float) -> bool | None:

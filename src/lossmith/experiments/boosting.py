@@ -15,12 +15,12 @@ from sklearn.model_selection import train_test_split
 from lossmith import AccuracyLoss, AveragePrecisionLoss, BalancedAccuracyLoss, FBetaLoss
 from lossmith.compare import run
 from lossmith.compare.methods import BASELINE
-from lossmith.compare.over_sets import GAIN_COLUMNS, ROPE, gain_table, gains, signed
+from lossmith.compare.over_sets import GAIN_COLUMNS, ROPE, gain_table, gains
 from lossmith.compare.plan import Cell as TableCell
 from lossmith.compare.plan import Plan
 from lossmith.compare.store import Row
 from lossmith.errors import InputError
-from lossmith.experiments.analysis import all_of, exceeds, mean_of, scores_by_method, ties
+from lossmith.experiments.analysis import all_of, exceeds, lowest, mean_of, scores_by_method, ties
 from lossmith.experiments.figures import ranking
 from lossmith.experiments.imbalance import FOLDS, SEED, WORDS, cells_of, judged, source_means
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
@@ -235,10 +235,7 @@ def _tied(metric: str, way: str, rival: str, bound: float = ROPE) -> Callable[[S
 
 
 def _lowest(rows: Sequence[Row]) -> Outcome:
-    found = gain_of(rows, "f1", BOTH, THRESHOLD)
-    if not len(found):
-        return Outcome(None, "no tables")
-    return Outcome(bool(found.min() >= -3), f"lowest {signed(found.min())} ({found.idxmin()})")
+    return lowest(gain_of(rows, "f1", BOTH, THRESHOLD), lambda points: points >= -3)
 
 
 def figure(rows: Sequence[Row]) -> Figure:

@@ -50,7 +50,13 @@ CROSSED = (
     "penbased, linear",
     "satimage, mlp",
 )
-FACTORS = ("noise", "q", "over", "start", "tricks")
+FACTORS: dict[str, tuple[Any, ...]] = {  # and their levels, in the order of the page
+    "noise": NOISES,
+    "q": ORDERS,
+    "over": ("sample", "batch"),
+    "start": ("scratch", "after cross-entropy"),
+    "tricks": ("off", "on"),
+}
 # What a user might put where nn.CrossEntropyLoss stood; normal noise with scale 1 and q = 1 was the default so far.
 _DIALS = (
     *(("gumbel", 1.0, q) for q in (0.9, 0.8, 0.7, 0.5, 0.3, 0.0)),
@@ -67,7 +73,7 @@ LOSSES = {BASE: REFERENCE} | {
 MODELS = ("linear", "mlp", "ngrams")
 DROP_INS = DropIns((*CHOOSING, *CONFIRMING), LOSSES, dict.fromkeys(MODELS, Budget(5000, 8, 5)), FINE_RATES)
 QUICK = replace(DROP_INS, places=(CHOOSING[0], CONFIRMING[0]), budgets=dict.fromkeys(MODELS, Budget(1000, 4, 2)))
-CROSSED_SEEDS = {"quick": 1, "full": 1}
+CROSSED_SEED = 0
 
 
 def factorial() -> list[Objective]:
@@ -93,10 +99,10 @@ def cells(size: str, rows: Sequence[Row]) -> Iterator[Cell]:
     for place, objective, rate in product(crossed_places, objectives[1:], RATES):  # cross-entropy's are among the fine ones
         yield drop_in.cell_of("tune", place, objective, rate * place.rate, 0, budget)
     tuned = drop_in.best_rates(rows, RATES, places)
-    for place, objective, seed in product(crossed_places, objectives, range(CROSSED_SEEDS[size])):
+    for place, objective in product(crossed_places, objectives):
         if (place.name, budget.rows, objective) in tuned:
             rate = tuned[place.name, budget.rows, objective]
-            yield drop_in.cell_of("factorial", place, objective, rate, seed, budget)
+            yield drop_in.cell_of("factorial", place, objective, rate, CROSSED_SEED, budget)
 
 
 def crossed(rows: Sequence[Row]) -> pd.DataFrame:
@@ -193,7 +199,7 @@ def _interaction(frame: pd.DataFrame, down: str, across: str, words: str, **fixe
     for name, value in fixed.items():
         frame = frame[frame[name] == value]
     means = frame.groupby([down, across, "task"], observed=True)["accuracy"].mean().unstack("task").sub(base, axis=1)
-    levels = list(dict.fromkeys(frame[across]))
+    levels = [level for level in FACTORS[across] if level in set(frame[across])]
     rows = [
         (
             f"{level}",
@@ -202,7 +208,8 @@ def _interaction(frame: pd.DataFrame, down: str, across: str, words: str, **fixe
                 for level_across in levels
             ),
         )
-        for level in dict.fromkeys(frame[down])
+        for level in FACTORS[down]
+        if level in set(frame[down])
     ]
     text = f"Points above cross-entropy trained from scratch without tricks; {words}; 95 % intervals over tasks."
     return Section(f"{down} × {across}", text, (down, *map(str, levels)), rows)

@@ -17,12 +17,12 @@ from sklearn.model_selection import TunedThresholdClassifierCV
 from lossmith.compare import run
 from lossmith.compare.losses import described
 from lossmith.compare.methods import BASELINE, PATH, RULE, WEIGHTS
-from lossmith.compare.over_sets import GAIN_COLUMNS, ROPE, gain_table, gains, signed
+from lossmith.compare.over_sets import GAIN_COLUMNS, ROPE, gain_table, gains
 from lossmith.compare.plan import Cell as TableCell
 from lossmith.compare.plan import Plan
 from lossmith.compare.store import Row
 from lossmith.estimators import MetricClassifierCV
-from lossmith.experiments.analysis import all_of, exceeds, mean_of, scores_by_method, ties
+from lossmith.experiments.analysis import all_of, exceeds, lowest, mean_of, scores_by_method, ties
 from lossmith.experiments.figures import ranking
 from lossmith.experiments.study import Cell, Outcome, Prediction, Section, Study
 from lossmith.experiments.tasks import limited, tables_of
@@ -189,11 +189,8 @@ def _f1_ahead(rows: Sequence[Row]) -> Outcome:
 
 
 def _f1_lowest(rows: Sequence[Row]) -> Outcome:
-    means = table_means(rows, "f1")
-    if means.empty:
-        return Outcome(None, "no tables")
-    found = means[PATH] - means[RULE]
-    return Outcome(bool(found.min() >= -1.5), f"lowest {signed(found.min())} ({found.idxmin()})")
+    means = table_means(rows, "f1").reindex(columns=[PATH, RULE])
+    return lowest(means[PATH] - means[RULE], lambda points: points >= -1.5)
 
 
 def _rule_ahead(rows: Sequence[Row]) -> Outcome:
@@ -201,10 +198,7 @@ def _rule_ahead(rows: Sequence[Row]) -> Outcome:
 
 
 def _rule_lowest(rows: Sequence[Row]) -> Outcome:
-    gain = _gain(rows, "f1", RULE, LIKELIHOOD).iloc[CONFIRMING]
-    if gain.empty:
-        return Outcome(None, "no tables")
-    return Outcome(bool(gain.min() > -1), f"lowest {signed(gain.min())} ({gain.idxmin()})")
+    return lowest(_gain(rows, "f1", RULE, LIKELIHOOD).iloc[CONFIRMING], lambda points: points > -1)
 
 
 def _adjusted(rows: Sequence[Row]) -> Outcome:

@@ -170,11 +170,11 @@ class AccuracyLoss(MetricLoss):
             samples, poison = _without_nonfinite(self._standardized(samples))
         else:
             samples, poison = self._standardized(samples), None
-        if samples.target.is_floating_point() or self.label_smoothing > 0:
+        if samples.fractional() or self.label_smoothing:
             samples = samples.settled()
             log_p = self._log_probs(samples.scores)
             log_p = log_p if poison is None else log_p + poison.unsqueeze(-1)
-            if not samples.fractional and self.over == "sample" and self.weight is None:
+            if not samples.fractional() and self.over == "sample" and self.weight is None:
                 return self._mean_of_smoothed(log_p, samples)
             mass, total_weight = self.class_mass(samples, self.label_smoothing)
             return mean_of_shares(self, self.over, log_p, mass, total_weight)
@@ -250,7 +250,7 @@ def _without_nonfinite(samples: Samples) -> tuple[Samples, Tensor]:
 
 
 def _refuse_shares(samples: Samples) -> None:
-    if samples.fractional:
+    if samples.fractional():
         raise ValueError("target: expected class indices with class_group, got class probabilities; gather the scores")
 
 
@@ -310,7 +310,7 @@ class TopKAccuracyLoss(MetricLoss):
         """The loss of scores against class indices or class probabilities."""
         samples = samples_of(scores, target, self.ignore_index).settled()
         z = samples.scores
-        if samples.target.is_floating_point() or self.label_smoothing > 0:
+        if samples.fractional() or self.label_smoothing:
             mass, total_weight = self.class_mass(samples, self.label_smoothing)
             return mean_of_shares(self, self.over, self._log_prob(*of_each_class(z, self.scale)), mass, total_weight)
         log_p = self._log_prob(z, samples.target, self.scale)
@@ -384,11 +384,11 @@ class BalancedAccuracyLoss(MetricLoss):
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores against class indices or class probabilities."""
         samples = samples_of(scores, target, self.ignore_index)
-        if samples.target.is_floating_point() or self.label_smoothing > 0:
+        if samples.fractional() or self.label_smoothing:
             samples = samples.settled()
             z, share = samples.scores, samples.share(self.label_smoothing)
             mass = share * self.weights_of(self.total(share.reshape(-1, share.shape[-1]).sum(0)), z)
-            total_weight = samples.keep if samples.fractional else self._sample_weight(samples)
+            total_weight = samples.keep if samples.fractional() else self._sample_weight(samples)
             log_p = functional.argmax_log_probs(z, noise=self.noise, scale=self.scale)
             return mean_of_shares(self, self.over, log_p, mass, total_weight.sum())
         z, scale = samples.scores, checked_scale(self.scale, samples.scores)

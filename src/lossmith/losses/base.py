@@ -69,7 +69,7 @@ class ClassificationLoss(nn.Module):
 
     def sample_weight(self, samples: Samples) -> Tensor:
         """Weight (…) of each settled sample: its class's, or its share in each class's; 0 where it does not count."""
-        if samples.fractional:
+        if samples.fractional():
             return (samples.target.to(samples.scores) * self.class_weight(samples.scores)).sum(-1)
         if self.weight is None:
             return samples.keep.to(samples.scores)
@@ -79,7 +79,7 @@ class ClassificationLoss(nn.Module):
         """Weighted share (…, C) of each class in each settled sample, and the weight of all samples that a mean divides by."""
         mass = samples.share(label_smoothing) * self.class_weight(samples.scores)
         # The mean over class probabilities is one over samples, whatever their classes weigh.
-        return mass, samples.keep.sum() if samples.fractional else self.sample_weight(samples).sum()
+        return mass, samples.keep.sum() if samples.fractional() else self.sample_weight(samples).sum()
 
     def reduce(self, losses: Tensor, total_weight: Tensor) -> Tensor:
         """Weighted losses of the samples to the module's output; "mean" divides by ``total_weight``."""
@@ -223,7 +223,7 @@ def sums_of_hits(loss: ClassificationLoss, samples: Samples, hits: Tensor, sampl
         sample_weight: see ``weights_like``.
     """
     given = weights_like(sample_weight, samples.keep)
-    if samples.fractional:
+    if samples.fractional():
         mass, _ = loss.class_mass(samples, 0.0)
         return torch.stack([(given * (mass * hits).sum(-1)).sum(), (given * samples.keep).sum()])
     weight = given * loss.sample_weight(samples)

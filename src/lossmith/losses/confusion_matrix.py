@@ -306,7 +306,7 @@ class ConfusionLoss(MetricLoss):
         if self.average == "binary" and classes != 2:
             raise ValueError(f"average: 'binary' expects one score a sample or two classes, got {classes} classes; use 'macro'")
         weight = self.sample_weight(samples).reshape(-1, 1)
-        if samples.fractional:
+        if samples.fractional():
             target = samples.target.to(z).reshape(-1, classes)
             target = smoothed(target, self.label_smoothing, classes) if self.label_smoothing else target
         elif self.label_smoothing:

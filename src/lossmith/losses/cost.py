@@ -133,7 +133,7 @@ class CostLoss(MetricLoss):
         if len(self.cost) != classes:
             raise ValueError(f"cost: expected shape ({classes}, {classes}) for {classes} classes, got {tuple(self.cost.shape)}")
         matrix = self.cost.to(samples.scores)
-        if not samples.fractional and not self.label_smoothing:
+        if not samples.fractional() and not self.label_smoothing:
             return at(matrix, samples.target)
         return samples.share(self.label_smoothing) @ matrix
 

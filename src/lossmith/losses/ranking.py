@@ -165,7 +165,7 @@ class RankingLoss(MetricLoss):
         """Scores (n, K), positives (n, K) bool, and the samples that count (n, K) bool; one column for each ranking."""
         if self.task == "multiclass":
             samples = samples_of(scores, target, self.ignore_index)
-            if samples.fractional:
+            if samples.fractional():
                 raise ValueError(
                     "target: expected class indices, got class probabilities; a ranking has no fractions of samples"
                 )

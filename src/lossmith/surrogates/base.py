@@ -36,7 +36,7 @@ class IndexLoss(ClassificationLoss):
 
     def of_samples(self, samples: Samples) -> Tensor:
         """The weighted mean of the samples' losses."""
-        if samples.fractional:
+        if samples.fractional():
             name, dtype = type(self).__name__, samples.target.dtype
             raise ValueError(f"target: {name} takes class indices, not probabilities; got {dtype}")
         samples = samples.settled()

@@ -63,7 +63,7 @@ class EMOLoss(IndexLoss):
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores (C,), (N, C) or (N, C, d1, …) against class indices or class probabilities."""
         samples = samples_of(scores, target, self.ignore_index)
-        if not samples.fractional:
+        if not samples.fractional():
             return self.of_samples(samples)
         scores = standardize_scores(samples.scores) if self.standardize else samples.scores
         mass = samples.target.to(scores) * self.class_weight(scores)
