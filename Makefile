@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Bytecode is made when a module is first imported; of the rest of these packages nobody needs any.
 INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-all figures docs clean
+.PHONY: demo test test-all lint kernels figures docs clean
 
 demo: $(VENV)/.compare
 	$(BIN)/lossmith compare monks-3 --repeats 2 --out out/demo-pays
@@ -16,10 +16,17 @@ demo: $(VENV)/.compare
 # Neighbours share what their file sets up: each process takes half of the tests in a row, and what is left of the other's.
 # One thread a process: two that wait busily block each other.
 test test-all: $(VENV)/.test
+	$(MAKE) --no-print-directory --jobs 2 lint kernels
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal $(if $(filter test-all,$@),-m "")
+
+lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal $(if $(filter test-all,$@),-m "")
+
+# One process compiles at a time: tests that start together would wait for each other.
+kernels: $(VENV)/.test
+	$(BIN)/lossmith doctor --warm-up
 
 figures: $(VENV)/.test
 	$(BIN)/lossmith toy --out docs/figures

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.integrate import trapezoid
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
@@ -71,12 +72,12 @@ def test_against_sums_over_all_pairs_and_a_dense_integral(noise: str) -> None:
     law, u = LAWS[noise], np.linspace(-45, 45, 90_001)
     above = law.sf(u[:, None] - scores)
     areas = law.pdf(u[:, None] - scores[positive]).sum(-1) * law.cdf(u[:, None] - scores[~positive]).sum(-1)
-    auc = np.trapezoid(areas, u) / (positive.sum() * (~positive).sum())
+    auc = trapezoid(areas, u) / (positive.sum() * (~positive).sum())
     precisions = 0.0
     for i in np.flatnonzero(positive):
         others = above.sum(-1) - above[:, i]
         right = above[:, positive].sum(-1) - above[:, i]
-        precisions += np.trapezoid(law.pdf(u - scores[i]) * (1 + right) / (1 + others), u)
+        precisions += trapezoid(law.pdf(u - scores[i]) * (1 + right) / (1 + others), u)
     z, y = torch.from_numpy(scores), torch.from_numpy(positive).long()
     for kind, expected in ((lossmith.AUCLoss, auc), (lossmith.AveragePrecisionLoss, precisions / positive.sum())):
         assert 1 - kind(noise=noise, q=0.0)(z, y).item() == pytest.approx(expected, abs=1e-9)

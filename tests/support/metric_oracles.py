@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.integrate import trapezoid
 
 Array = NDArray[Any]
 IGNORED = -100
@@ -152,5 +153,5 @@ def average_precision(s: Array, t: Array, q: float, reduction: str) -> Array:
     for i in np.flatnonzero(t == 1):
         others = [j for j in range(len(s)) if j != i]
         ratio = (1 + sum(above[j] for j in others if t[j] == 1)) / (1 + sum(above[j] for j in others))
-        found.append(np.trapezoid(np.exp(-(u - s[i]) - np.exp(-(u - s[i]))) * ratio, u))
+        found.append(trapezoid(np.exp(-(u - s[i]) - np.exp(-(u - s[i]))) * ratio, u))
     return neg_log_q(np.mean(found), q)

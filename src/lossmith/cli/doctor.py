@@ -17,7 +17,7 @@ NO_FOLDER = "none can be written, so each process compiles anew; set NUMBA_CACHE
 def doctor(warm_up: bool) -> None:
     """Show versions, threads, kernels and the folder that keeps compiled ones, one a line; compute ten stored values again.
 
-    With --warm-up every kernel for the CPU is compiled first, in twenty to thirty seconds, so that no training waits for one.
+    With --warm-up every kernel for the CPU is compiled first, in one to two minutes, so that no training waits for one.
     Where a value is not as accurate as promised, the exit code is 1.
     """
     rows = _rows(warm_up)

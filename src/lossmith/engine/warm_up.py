@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 
 def warm_up() -> Path | None:
-    """Compile every kernel for the CPU that is not kept on disk yet, half a minute of work.
+    """Compile every kernel for the CPU that is not kept on disk yet, one to two minutes of work.
 
     Kernels are otherwise compiled at their first use. Processes that run at the same time compile once: the others wait.
 
@@ -20,14 +22,17 @@ def warm_up() -> Path | None:
     from lossmith.engine.runtime.compiling import announced, cache_folder
 
     with announced():
-        from lossmith.engine.argmax.kernels import cpu_entry, double_entry, every_entry
+        from lossmith.engine.argmax import kernels as argmax
         from lossmith.engine.argmax.sharded import exchange
-        from lossmith.engine.ranking.kernels import columns_entry, entry, panels  # noqa: F401  # panels are compiled when imported
+        from lossmith.engine.ranking import kernels as ranking
+        from lossmith.engine.ranking.kernels import panels  # noqa: F401  # compiled when it is imported
         from lossmith.engine.runtime.compiled import TeamFunction
 
-        for module in (cpu_entry, every_entry, double_entry, entry, columns_entry):
-            for value in vars(module).values():
-                if isinstance(value, TeamFunction):
-                    value.compile()
+        for package in (argmax, ranking):
+            for found in iter_modules(package.__path__, package.__name__ + "."):
+                if found.name.endswith("entry"):
+                    for value in vars(import_module(found.name)).values():
+                        if isinstance(value, TeamFunction):
+                            value.compile()
         exchange.kernels()
     return cache_folder()

@@ -316,7 +316,14 @@ def run_every(scores: Tensor, noise: Noise | str, upstream: Tensor, scale: float
 @runs
 @NOISES
 @pytest.mark.parametrize(
-    ("classes", "spread"), [(3, 1.0), (10, 0.1), (10, 3.0), (100, 1.0), pytest.param(600, 1.0, marks=pytest.mark.slow)]
+    ("classes", "spread"),
+    [
+        (3, 1.0),
+        pytest.param(10, 0.1, marks=pytest.mark.slow),
+        (10, 3.0),
+        (100, 1.0),
+        pytest.param(600, 1.0, marks=pytest.mark.slow),
+    ],
 )
 def test_every_class(classes: int, spread: float, noise: Noise, large_tiles: None) -> None:
     scores, scale = spread * scores_of(3, classes, 1.0)[0], torch.tensor([[0.8], [1.0], [2.5]])
