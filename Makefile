@@ -15,8 +15,8 @@ demo: $(VENV)/.compare
 
 # Neighbours share what their file sets up: each process takes half of the tests in a row, and what is left of the other's.
 # One thread a process: two that wait busily block each other.
-test test-all: $(VENV)/.test
-	$(MAKE) --no-print-directory --jobs 2 lint kernels
+test test-all:
+	$(MAKE) --no-print-directory --jobs 2 kernels lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal $(if $(filter test-all,$@),-m "")
 
 lint: $(VENV)/.test
@@ -25,7 +25,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 # One process compiles at a time: tests that start together would wait for each other.
-kernels: $(VENV)/.test
+kernels: $(VENV)/.compare
 	$(BIN)/lossmith doctor --warm-up
 
 figures: $(VENV)/.test
@@ -52,7 +52,7 @@ $(VENV)/.compare: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) '.[compare]'
 	touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing lossmith and what the tests need into $(VENV)"
+$(VENV)/.test: $(VENV)/.compare
+	@echo "installing what the tests need into $(VENV)"
 	$(INSTALL) '.[compare,test]'
-	touch $(VENV)/.compare $@
+	touch $@

@@ -51,7 +51,10 @@ def test_probabilities_are_those_of_the_functions(noise: Noise) -> None:
 
 @pytest.mark.parametrize("name", ["normal", "gumbel", "laplace"])
 @pytest.mark.parametrize("scale", [0.5, torch.tensor(0.5), torch.tensor([[0.5], [1.5]])], ids=["number", "0-d", "(2, 1)"])
-@pytest.mark.parametrize("shape", [(), (2,), (1,), (5, 2), (5, 1), (3, 1, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [(), (2,), pytest.param((1,), marks=pytest.mark.slow), (5, 2), pytest.param((5, 1), marks=pytest.mark.slow), (3, 1, 2)],
+)
 def test_log_prob_broadcasts(shape: tuple[int, ...], scale: float | Tensor, name: str) -> None:
     scores = batch(2).requires_grad_()
     choice = PerturbedArgmax(scores, name, scale)

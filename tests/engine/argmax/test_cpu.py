@@ -54,8 +54,8 @@ def assert_right(scores: Tensor, target: Tensor, noise: Noise | str = "normal", 
 
 
 @NOISES
-@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0, 15.0])
-@pytest.mark.parametrize("classes", [3, 10, 17, 100, 1000])
+@pytest.mark.parametrize("spread", [0.0, pytest.param(0.1, marks=pytest.mark.slow), 1.0, 4.0, 15.0])
+@pytest.mark.parametrize("classes", [3, 10, pytest.param(17, marks=pytest.mark.slow), 100, 1000])
 def test_random_rows(classes: int, spread: float, noise: Noise) -> None:
     assert_right(*scores_of(12, classes, spread), noise)
 

@@ -17,6 +17,7 @@ from lossmith.engine.runtime import select
 from lossmith.functional import argmax_log_prob, argmax_log_probs
 from lossmith.noise import Gumbel, Logistic, Noise, Normal
 
+SLOW = pytest.mark.slow
 SMOOTH = pytest.mark.parametrize("noise", [Normal(), Logistic()], ids=lambda n: n.name)
 EACH = pytest.mark.parametrize("noise", [Normal(), Logistic(), Gumbel()], ids=lambda n: n.name)
 P, LOG_P, GRADIENT = 1e-6, 1e-5, 1e-5  # p absolute, log p relative, the gradient relative to the norms of it and of upstream
@@ -58,7 +59,10 @@ def scores_of(rows: int, classes: int, spread: float, seed: int = 0) -> Tensor:
 
 @EACH
 @pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0])
-@pytest.mark.parametrize("classes", [3, 10, 48, 49, 200, every.FINE_FROM - 1, every.FINE_FROM, 3000])
+@pytest.mark.parametrize(
+    "classes",
+    [3, pytest.param(10, marks=SLOW), 48, 49, pytest.param(200, marks=SLOW), every.FINE_FROM - 1, every.FINE_FROM, 3000],
+)
 def test_random_rows(classes: int, spread: float, noise: Noise) -> None:
     assert_right(scores_of(3, classes, spread), noise)
 

@@ -46,7 +46,7 @@ def assert_right(scores: Tensor, target: Tensor, noise: Noise, scale: float = 1.
 @pytest.mark.parametrize(
     "classes", [2, 10, pytest.param(3, marks=pytest.mark.slow), pytest.param(40, marks=pytest.mark.slow), 300]
 )
-@pytest.mark.parametrize("spread", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("spread", [pytest.param(0.1, marks=pytest.mark.slow), 1.0, 10.0])
 def test_leads_over_rivals_of_every_spread(noise: Noise, classes: int, spread: float) -> None:
     scores = scores_of(9, classes, spread)
     leads = torch.linspace(-0.9, 0.9, 9) if isinstance(noise, Uniform) else torch.linspace(-40, 40, 9)

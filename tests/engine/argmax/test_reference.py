@@ -3,6 +3,7 @@
 How it stands with every noise and thousands of classes is in test_values.py.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -172,8 +173,13 @@ ENGINE: dict[str, Any] = {
 EITHER = pytest.mark.parametrize("engine", ENGINE.values(), ids=ENGINE)
 
 
-@EITHER
-@EACH
+@pytest.mark.parametrize(
+    ("engine", "noise"),
+    [
+        pytest.param(engine, noise, id=f"{of}-{name}", marks=() if of == "one class" or name == "laplace" else pytest.mark.slow)
+        for (of, engine), (name, noise) in itertools.product(ENGINE.items(), BY_NAME.items())
+    ],
+)
 def test_cut_into_blocks_of_rows_nothing_changes(noise: Noise, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     scores, target = random_rows(2)
 
