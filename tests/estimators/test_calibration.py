@@ -7,7 +7,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
 from lossmith.estimators.calibration import calibrated
-from lossmith.estimators.trained_metric import Rows
+from lossmith.estimators.metrics.trained_metric import Rows
 
 
 def test_two_classes_are_platts_logistic_regression() -> None:

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 import lossmith
 from lossmith import AccuracyLoss, AUCLoss, BalancedAccuracyLoss, CostLoss, FBetaLoss, JaccardLoss
 from lossmith.estimators.metrics import METRICS, metric_of
-from lossmith.estimators.trained_metric import Floats, Rows, predicted
+from lossmith.estimators.metrics.trained_metric import Floats, Rows, predicted
 from lossmith.functional import expected_average_precision
 
 N = 40

@@ -6,8 +6,8 @@ from scipy.special import expit, softmax
 
 from lossmith.estimators.calibration import calibrated
 from lossmith.estimators.metrics import METRICS, metric_of
+from lossmith.estimators.metrics.trained_metric import Rows
 from lossmith.estimators.rule import CANDIDATES, best_offsets, decision_rule
-from lossmith.estimators.trained_metric import Rows
 
 SHIFTED = [name for name, metric in METRICS.items() if metric.shifts]
 

@@ -9,8 +9,8 @@ import torch
 import lossmith
 from lossmith import FBetaLoss
 from lossmith.estimators.metrics import METRICS, metric_of
+from lossmith.estimators.metrics.trained_metric import Rows
 from lossmith.estimators.torch_losses import torch_loss
-from lossmith.estimators.trained_metric import Rows
 from lossmith.training import QSchedule, ScaleSchedule
 
 N = 40

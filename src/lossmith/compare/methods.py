@@ -16,8 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from lossmith.estimators import MetricClassifierCV
 from lossmith.estimators.metrics import metric_of
+from lossmith.estimators.metrics.trained_metric import Codes, Floats, Rows
 from lossmith.estimators.rule import decision_rule
-from lossmith.estimators.trained_metric import Codes, Floats, Rows
 
 BASELINE = "likelihood"
 RULE = "decision-rule"

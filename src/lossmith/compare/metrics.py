@@ -12,7 +12,7 @@ from sklearn.metrics import get_scorer, get_scorer_names
 
 from lossmith.errors import InputError, near
 from lossmith.estimators.metrics import metric_of
-from lossmith.estimators.trained_metric import Codes, Floats, Rows, both_classes, predicted
+from lossmith.estimators.metrics.trained_metric import Codes, Floats, Rows, both_classes, predicted
 
 
 class Unit(NamedTuple):
@@ -30,7 +30,7 @@ class Scored(ClassifierMixin, BaseEstimator):
     """A fitted classifier that is nothing but its scores for the rows to judge, for scikit-learn's scorers.
 
     Args:
-        scores: (n, K), as in ``estimators.trained_metric``.
+        scores: (n, K), as in ``estimators.metrics.trained_metric``.
     """
 
     def __init__(self, scores: Floats) -> None:

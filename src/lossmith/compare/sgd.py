@@ -16,7 +16,7 @@ from lossmith.compare.losses import loss_of
 from lossmith.compare.methods import columns
 from lossmith.compare.metrics import evaluate
 from lossmith.compare.plan import Cell, Plan
-from lossmith.estimators.trained_metric import Floats
+from lossmith.estimators.metrics.trained_metric import Floats
 from lossmith.training import TrainingConfig, fit
 
 HIDDEN = 64

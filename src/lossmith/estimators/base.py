@@ -14,7 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from lossmith.estimators.metrics import metric_of
-from lossmith.estimators.trained_metric import Floats, Rows, both_classes, predicted
+from lossmith.estimators.metrics.trained_metric import Floats, Rows, both_classes, predicted
 
 
 class ScoreClassifier(ClassifierMixin, BaseEstimator):

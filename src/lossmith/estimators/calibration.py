@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from lossmith.estimators.trained_metric import Floats, Rows, both_classes
+from lossmith.estimators.metrics.trained_metric import Floats, Rows, both_classes
 
 COLDEST = 8.0  # nats by which a temperature may differ from 1
 

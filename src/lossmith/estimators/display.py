@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from lossmith.estimators.metrics import metric_of
+from lossmith.estimators.metrics.trained_metric import Floats
 from lossmith.estimators.path import Point
-from lossmith.estimators.trained_metric import Floats
 
 if TYPE_CHECKING:
     from lossmith.estimators.linear import MetricClassifierCV

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lossmith.estimators.metrics import LogLoss
+from lossmith.estimators.metrics.means import LogLoss
+from lossmith.estimators.metrics.trained_metric import Codes, Floats, Rows, TrainedMetric
 from lossmith.estimators.rule import decision_rule
 from lossmith.estimators.selection import first_of_best
-from lossmith.estimators.trained_metric import Codes, Floats, Rows, TrainedMetric
 
 
 class Judge:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lossmith.estimators.metrics.trained_metric import Floats, Rows
 from lossmith.estimators.torch_losses import WeighedLoss, torch_loss
-from lossmith.estimators.trained_metric import Floats, Rows
 from lossmith.inputs import compute_type
 from lossmith.parallel import samples as groups
 from lossmith.training import QSchedule, ScaleSchedule

@@ -18,9 +18,9 @@ from lossmith.estimators.base import RoutesToSplitter, ScoreClassifier
 from lossmith.estimators.calibration import sharpness_of
 from lossmith.estimators.judge import Judge
 from lossmith.estimators.metrics import metric_of
+from lossmith.estimators.metrics.trained_metric import Floats, Rows, TrainedMetric
 from lossmith.estimators.path import STAGES, Point, Training, likelihood_path, metric_path, scores_of
 from lossmith.estimators.selection import Fold, Selection, choose, folds_of, ratio_of
-from lossmith.estimators.trained_metric import Floats, Rows, TrainedMetric
 
 NOISES = ("gumbel", "normal", "logistic")
 SMALL = 100_000_000  # rows · features · classes up to which one thread is faster than two

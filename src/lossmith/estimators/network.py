@@ -25,8 +25,8 @@ from lossmith.estimators.judge import Judge
 from lossmith.estimators.learner import Learner, predicted_scores
 from lossmith.estimators.linear import NOISES
 from lossmith.estimators.metrics import metric_of
+from lossmith.estimators.metrics.trained_metric import Codes, Floats, Rows
 from lossmith.estimators.selection import CLOSE, choose, folds_of, ratio_of
-from lossmith.estimators.trained_metric import Codes, Floats, Rows
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from lossmith.estimators.trained_metric import Floats, Rows, TrainedMetric
+from lossmith.estimators.metrics.trained_metric import Floats, Rows, TrainedMetric
 
 STAGES = ((1.0, 0.5), (1.0, 0.0), (3.0, 0.5), (3.0, 0.0), (9.0, 0.5))  # (sharpness, q)
 LOOSER = 0.3

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from lossmith.estimators.calibration import calibrated
-from lossmith.estimators.trained_metric import Codes, Floats, Rows, TrainedMetric
+from lossmith.estimators.metrics.trained_metric import Codes, Floats, Rows, TrainedMetric
 
 CANDIDATES = 200
 SWEEPS = 3

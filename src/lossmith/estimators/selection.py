@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.model_selection import RepeatedStratifiedKFold, check_cv
 from sklearn.utils import check_random_state
 
-from lossmith.estimators.trained_metric import Codes, Floats
+from lossmith.estimators.metrics.trained_metric import Codes, Floats
 
 REPEATS = 2
 CLOSE = 1e-12  # metrics that differ by less are ties

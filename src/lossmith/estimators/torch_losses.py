@@ -20,17 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from lossmith import AccuracyLoss, AUCLoss, AveragePrecisionLoss, CostLoss, FBetaLoss, JaccardLoss, TopKAccuracyLoss
-from lossmith.estimators.metrics import (
-    Accuracy,
-    BalancedAccuracy,
-    Cost,
-    Counted,
-    LogLoss,
-    Own,
-    Ranking,
-    TopKAccuracy,
-    metric_of,
-)
+from lossmith.estimators.metrics import metric_of
+from lossmith.estimators.metrics.counts import Counted, Own
+from lossmith.estimators.metrics.means import Accuracy, BalancedAccuracy, Cost, LogLoss, TopKAccuracy
+from lossmith.estimators.metrics.rankings import Ranking
 from lossmith.functional import expected_auc, neg_log_q
 from lossmith.inputs import divisor, one_hot
 from lossmith.losses.base import MetricLoss
