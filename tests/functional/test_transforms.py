@@ -16,6 +16,7 @@ from lossmith.functional import (
     standardize_scores,
     topk_log_prob,
 )
+from support.cases import NEW_TORCH
 
 GENERATOR = torch.Generator().manual_seed(0)
 SCORES = torch.randn(6, 4, generator=GENERATOR)
@@ -49,6 +50,7 @@ def test_func_grad(function: Callable[[Tensor], Tensor]) -> None:
     torch.testing.assert_close((value, grad), in_eager_mode(function), rtol=1e-5, atol=1e-6)
 
 
+@NEW_TORCH
 @EACH
 def test_compile(function: Callable[[Tensor], Tensor]) -> None:
     scores = SCORES.clone().requires_grad_()
@@ -75,6 +77,7 @@ def test_auc_with_kinks_is_differentiated_any_number_of_times(noise: str) -> Non
     torch.testing.assert_close(tangent, torch.func.grad(auc)(scores) @ direction, rtol=1e-10, atol=1e-13)
 
 
+@NEW_TORCH
 @FORWARD_MODE
 @pytest.mark.parametrize("noise", ["uniform", "laplace", "exponential"])
 def test_average_precision_with_kinks_in_forward_mode(noise: str) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, linear_cross_entropy
+from torch.nn.functional import linear
 
 from lossmith import AccuracyLoss, LinearAccuracyLoss
+from support.cases import NEW_TORCH
 
 ROWS, WIDTH, CLASSES = 13, 4, 7
 CLASS_WEIGHT = torch.linspace(0.2, 2.0, CLASSES)
@@ -60,11 +61,12 @@ def test_is_the_loss_of_the_scores(
         assert_same(outcome(loss, leaves), expected, TOLERANCE[dtype])
 
 
+@NEW_TORCH
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("weight", [None, CLASS_WEIGHT.double()], ids=["unweighted", "weighted"])
 def test_gumbel_is_torchs_linear_cross_entropy(weight: Tensor | None, reduction: Any) -> None:
     (x, w, b, _), target = arguments(torch.float64)
-    expected = linear_cross_entropy(x, w, target, linear_bias=b, weight=weight, reduction=reduction)
+    expected = torch.nn.functional.linear_cross_entropy(x, w, target, linear_bias=b, weight=weight, reduction=reduction)
     loss = loss_of(x, w, target, b, q=1.0, weight=weight, reduction=reduction, batch_chunk_size=4)
     assert_same(outcome(loss, [x, w, b]), outcome(expected, [x, w, b]), 1e-12)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 import lossmith
 from lossmith import functional
 from support import metric_oracles as oracles
+from support.cases import NEW_TORCH
 from support.metric_oracles import IGNORED
 
 PRECISION = {torch.float64: 1e-9, torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -105,6 +106,7 @@ def _many_graphs() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@NEW_TORCH
 @pytest.mark.slow  # test_compiled_in_one_graph_it_is_the_same traces each loss once
 @pytest.mark.usefixtures("_many_graphs")
 @pytest.mark.parametrize("name", CASES)
@@ -113,6 +115,7 @@ def test_every_loss_is_its_definition_compiled(name: str) -> None:
     check_compiled(CASES[name], ["(N, C)"], torch.float32, "mean")
 
 
+@NEW_TORCH
 @pytest.mark.slow
 @pytest.mark.usefixtures("_many_graphs")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 
 import lossmith
 from lossmith import AccuracyLoss, AUCLoss, BalancedAccuracyLoss, CostLoss, FBetaLoss, SubsetAccuracyLoss, TopKAccuracyLoss
-from support.cases import IGNORED, LOSSES, Case, gradient, random_scores, target_of, tensor
+from support.cases import IGNORED, LOSSES, NEW_TORCH, Case, gradient, random_scores, target_of, tensor
 
 N, CLASSES = 9, 4
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -121,6 +121,7 @@ def test_grad_scaler() -> None:
 # torch.compile
 
 
+@NEW_TORCH
 @COMPILING
 @FEW
 def test_compiled_in_one_graph_it_is_the_same(case: Case) -> None:
@@ -128,6 +129,7 @@ def test_compiled_in_one_graph_it_is_the_same(case: Case) -> None:
     assert_same_compiled(case, "aot_eager")
 
 
+@NEW_TORCH
 @COMPILING
 @pytest.mark.parametrize("case", [LAST["AUCLoss"]], ids=lambda case: case.name)
 def test_compiled_to_machine_code(case: Case) -> None:
@@ -149,6 +151,7 @@ def slopes_of(call: Any, scale: Tensor, scores: Tensor, target: Tensor) -> tuple
     return value.detach(), *torch.autograd.grad(value, (leaf, scale))
 
 
+@NEW_TORCH
 @COMPILING
 def test_compiled_under_autocast() -> None:
     torch._dynamo.reset()

@@ -131,7 +131,7 @@ class Own(OfCounts):
         leaves = torch.from_numpy(tp).requires_grad_(), torch.from_numpy(predicted).requires_grad_()
         m = self._of(*leaves, torch.from_numpy(support))
         of_tp, of_predicted = torch.autograd.grad(m, leaves, allow_unused=True, materialize_grads=True)
-        return m.item(), of_tp.numpy(), of_predicted.numpy()
+        return m.item(), of_tp.detach().numpy(), of_predicted.detach().numpy()
 
     def _of(self, tp: Tensor, given: Tensor, support: Tensor, *, least: float | None = None) -> Tensor:
         """The metric (…) of counts (…, C), which are ``least`` where rounding makes them less."""
