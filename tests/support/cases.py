@@ -13,7 +13,11 @@ from lossmith.noise import NOISES, Custom, Noise, StudentT
 BY_NAME: dict[str, Noise] = {name: noise for name, noise in NOISES.items() if name != "studentt"}
 BY_NAME |= {f"studentt:{df}": StudentT(df) for df in (1, 3)}
 
-EACH = pytest.mark.parametrize("noise", BY_NAME.values(), ids=BY_NAME)
+# Student's t of 3 degrees of freedom goes the way of 1, and is the slowest.
+CASES = [
+    pytest.param(noise, id=name, marks=pytest.mark.slow if name == "studentt:3" else ()) for name, noise in BY_NAME.items()
+]
+EACH = pytest.mark.parametrize("noise", CASES)
 # torch.compile of older versions does not trace all that a loss does, and their forward mode knows fewer operations.
 NEW_TORCH = pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13), reason="needs torch 2.13")
 JUMPS = ("uniform", "exponential")  # the densities that jump, so that log p bends where scores tie
