@@ -25,7 +25,7 @@ def test_labels_say_the_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "expected a header with the labels ill, well and a row for each"),
+        ("", "expected a header ',ill,well' (decisions) and a row for each of these labels (true classes) that begins with it"),
         ("0,1\n1,0\n", "got 1 in the header"),
         (",ill,well\nill,0,1\n", "got ill in the first column"),
         (",ill,well\nill,0,1\nill,0,1\n", "got ill, ill in the first column"),

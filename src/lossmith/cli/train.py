@@ -90,12 +90,12 @@ def train(
 
 
 def _summary(fitted: Any) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The mean metric on held-out rows of each way, at the point that stands for it."""
+    """The mean metric on held-out rows of each way: with likelihood's penalty, and of the best point of the metric."""
     from lossmith.estimators.metrics import metric_of
 
     kinds = [point.is_likelihood for point in fitted.points_]
     mean = fitted.scores_.mean(0)
-    rows: list[tuple[str, ...]] = [("logistic regression", f"{fitted.likelihood_scores_.mean(0).max():.4f}")]
+    rows: list[tuple[str, ...]] = [("logistic regression", f"{fitted.likelihood_scores_.mean(0)[fitted.selection_.base]:.4f}")]
     metric = metric_of(fitted.metric, len(fitted.classes_))
     if metric.shifts:
         rows.append(("logistic regression with its decision rule", f"{mean[fitted.selection_.base]:.4f}"))

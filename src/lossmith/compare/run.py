@@ -46,7 +46,8 @@ def run(plan: Plan, store: Store, after_row: Callable[[int], None] | None = None
     if after_row:
         after_row(len(rows))
     tasks = (delayed(compute)(plan, cell) for cell in missing)
-    for cell, row in Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
+    each = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)  # in a batch a finished row waits for others
+    for cell, row in each(tasks):
         store.append({"plan": identity} | row)
         rows[cell] = {"plan": identity} | row
         if after_row:

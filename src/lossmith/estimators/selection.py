@@ -143,10 +143,12 @@ def choose(
     best = first_of_best(mean, others)
     differences = scores[:, best] - scores[:, base]
     gain, error = float(differences.mean()), corrected_error(differences, ratio)
-    told = f"on {len(scores)} inner folds the metric point gains {gain:+.4f} with a standard error of {error:.4f}"
+    told = f"on {len(scores)} inner folds the metric point gains {gain:+.4f}, with a standard error of {error:.4f}"
     if gain > CLOSE and (caution == 0 or gain > caution * error):
-        return Selection(points[best], best, base, gain, error, f"{told}: more than {caution:g} of them")
-    return Selection(points[base], base, base, gain, error, f"{told}: no more than {caution:g} of them, so likelihood stays")
+        return Selection(points[best], best, base, gain, error, f"{told}: more than {caution:g} × that error")
+    return Selection(
+        points[base], base, base, gain, error, f"{told}: no more than {caution:g} × that error, so likelihood stays"
+    )
 
 
 def first_of_best(mean: Floats, among: Codes) -> int:

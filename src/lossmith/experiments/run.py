@@ -55,7 +55,7 @@ def run(
         computed = 0
         tasks = (delayed(_claimed_row)(study.name, cell, store.folder) for cell in missing)
         try:
-            for key, count, failure in Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
+            for key, count, failure in Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(tasks):
                 computed += count
                 show(done + computed, len(cells))
                 if failure:
