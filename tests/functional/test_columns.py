@@ -185,3 +185,19 @@ def test_noise_without_tables_keeps_the_kernel_of_one_ranking() -> None:
             warnings.simplefilter("error")
             lossmith.AUCLoss("multiclass", noise=noise)(scores, target)
         assert lossmith.last_kernel() == "cpu"
+
+
+@pytest.mark.parametrize("row", [[0.3, 0.3], [0.3, 0.3, -40.0], [1.0, 1.0, 1.0], [-2.0, 0.5, 0.5]])
+def test_log_odds_of_scores_that_tie_have_one_slope(row: list[float]) -> None:
+    """At a share of ½ the versions of torch differ in the slope of a clamp."""
+    z, upstream = torch.tensor([row], dtype=torch.float64), torch.linspace(0.5, 1.5, len(row), dtype=torch.float64)
+
+    def weighted(z: Tensor) -> Tensor:
+        return (columns.log_odds(z) * upstream).sum()
+
+    share, own = z[0].softmax(-1), torch.eye(len(row), dtype=torch.float64)
+    of_rivals = (1 - own) * share / (1 - share).unsqueeze(-1)  # ∂ log Σ_{j ≠ c} e^{z_j} / ∂z_k
+    expected = (upstream @ (own - of_rivals)).unsqueeze(0)
+    leaf = z.clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(weighted(leaf), leaf)[0], expected, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(torch.func.grad(weighted)(z), expected, rtol=1e-12, atol=1e-15)

@@ -49,7 +49,7 @@ def _log_odds(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     best = z.gather(-1, leader)
     log_total = torch.logaddexp(best, log_rest)
     share = (z - log_total).exp()
-    odds = z - log_total - torch.log1p(-share.clamp_max(0.5))  # a rival's share is beyond ½ only by rounding
+    odds = z - log_total - torch.log1p(-share.scatter(-1, leader, 0.0))  # the leader's odds come from its rivals
     return odds.scatter(-1, leader, best - log_rest), leader, share, e / sum_of_rivals
 
 

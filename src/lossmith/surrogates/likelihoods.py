@@ -142,4 +142,4 @@ class GammaCrossEntropyLoss(IndexLoss):
         miss = rest * neg_log_q(log_p, 0.0)
         near = -torch.log1p(-miss.clamp_max(0.5))
         far = -torch.logaddexp(log_p + math.log1p(-self.gamma), log_p.new_tensor(math.log(self.gamma)))
-        return torch.where(miss <= 0.5, near, far) / rest
+        return torch.where(miss < 0.5, near, far) / rest  # at ½ torch's versions differ in the slope of clamp_max
