@@ -19,8 +19,8 @@ def read_costs(path: Path, classes: tuple[str, ...]) -> tuple[tuple[float, ...],
         InputError: no such file, other labels than the classes, or what is no finite number.
     """
     where = tables.one_line(path)
-    labels = ",".join(classes[:4]) + (",…" if len(classes) > 4 else "")
-    example = f"a header ',{labels}' (decisions) and a row for each of these labels (true classes) that begins with it"
+    header = ",".join(classes[:4]) + (",…" if len(classes) > 4 else "")
+    example = f"a header ',{header}' (decisions) and a row for each of these labels (true classes) that begins with it"
     wrong = f"--cost: {where}: expected {example}"
     try:
         frame = pd.read_csv(path, index_col=0, dtype=str, skipinitialspace=True)
