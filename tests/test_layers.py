@@ -172,12 +172,14 @@ def test_the_rule_itself_tells_up_from_down() -> None:
     assert resolve("AccuracyLoss") == "__init__"
 
 
-def test_importing_the_core_loads_no_heavy_package() -> None:
-    code = f"import json, sys, {PACKAGE}; print(json.dumps(sorted(sys.modules)))"
+def test_importing_the_core_loads_no_heavy_package_and_checking_a_loss_no_matplotlib() -> None:
+    steps = (f"import json, sys, torch, {PACKAGE}", f"{PACKAGE}.check_recipe(torch.nn.functional.cross_entropy)")
+    code = "; print(json.dumps(sorted(sys.modules))); ".join([*steps, ""])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(json.loads(done.stdout))
+    loaded, checked = (set(json.loads(line)) for line in done.stdout.splitlines())
     assert {PACKAGE, "torch"} <= loaded
     assert loaded & HEAVY == set()
+    assert "matplotlib" not in checked
 
 
 @pytest.mark.parametrize("module", [module for module in FILES if entry(module) != "__main__"])
