@@ -289,6 +289,7 @@ def test_catboost(table: Any) -> None:
         rtol=1e-4,
         atol=1e-4,
     )
+    options["iterations"] = 8
     several = make_classification(200, 6, n_informative=4, n_classes=3, random_state=0)
     objective = BoostingObjective(AccuracyLoss(q=0.5))
     watch = {"loss_function": objective.catboost(), "eval_metric": objective.catboost_metric}
