@@ -120,13 +120,13 @@ def test_a_single_split_shows_neither_spread_nor_interval():
 # The answer
 
 
-def told(metric="accuracy", taken=2, **scores):
+def told(metric="accuracy", taken=2, repeats=1, **scores):
     """The answer for scores of methods on four splits, whose names have underscores here."""
     names = {name.replace("_", "-"): values for name, values in scores.items()}
     base = names["likelihood"]
     summaries = [Summary(name, tuple(values), difference(values, base, 0.25), 1.0, 1.0) for name, values in names.items()]
     summaries = [dataclasses.replace(s, taken=taken) if s.method == "metric-path" else s for s in summaries]
-    return report.answer(Plan(load("iris"), metric=metric), summaries, 0.25)
+    return report.answer(Plan(load("iris"), metric=metric, repeats=repeats), summaries, 0.25)
 
 
 LOW, HIGH, HIGHEST = [0.70, 0.71, 0.70, 0.71], [0.75, 0.77, 0.76, 0.76], [0.90, 0.92, 0.91, 0.92]
@@ -154,6 +154,14 @@ def test_likelihood_stays_where_nothing_is_sure():
     assert "left out" in told(taken=0, likelihood=LOW, metric_path=LOW).more[0]
     assert "by 0.00 points: no more than" in told(likelihood=LOW, metric_path=LOW).more[0]
     assert told(likelihood=HIGH, metric_path=LOW).more[0].endswith("which is worse.")
+
+
+def test_more_repeats_are_advised_where_a_gain_is_likely_and_not_sure():
+    likely, advice = [x + y for x, y in zip(LOW, (0.0, 0.03, 0.01, 0.03), strict=True)], "--repeats 3"
+    assert advice in told(likelihood=LOW, metric_path=likely).more[-1]
+    assert all(advice not in sentence for sentence in told(repeats=2, likelihood=LOW, metric_path=likely).more)
+    assert all(advice not in sentence for sentence in told(likelihood=LOW, metric_path=NOISY).more)
+    assert all(advice not in sentence for sentence in told(likelihood=LOW, metric_path=HIGH).more)
 
 
 def test_class_weights_are_the_answer_where_they_gain():

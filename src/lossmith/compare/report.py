@@ -18,6 +18,7 @@ WORDS = {
     RULE: "logistic regression with its decision rule",
     WEIGHTS: "logistic regression with class weights",
 }
+LIKELY = 0.8  # the chance of a gain from which on more repeats are worth their time
 ADVICE = {BASELINE: "Stay with logistic regression", RULE: "Tune the decision rule", WEIGHTS: "Weigh the classes"}
 
 
@@ -82,6 +83,9 @@ def answer(plan: Plan, summaries: Sequence[Summary], ratio: float) -> Answer:
             more.append(_of_path(found[PATH], over(PATH, fair), WORDS[fair], WORDS[use], unit))
     if use == BASELINE and RULE in found:
         more.append(f"With a decision rule logistic regression changes by {_told(over(RULE, BASELINE), unit)}.")
+    rivals = [over(name, use) for name in (RULE, WEIGHTS, PATH) if name in found and name != use]
+    if plan.repeats == 1 and any(not rival.verdict and (rival.chance or 0) > LIKELY for rival in rivals):
+        more.append("One repeat leaves that open: --repeats 3 narrows the intervals.")
     for name in found:
         if (name == CEILING or name not in METHODS) and over(name, use).verdict == "better":
             reached = "Boosted trees reach" if name == CEILING else f"The loss {name} reaches"
