@@ -61,7 +61,6 @@ def test_doctor_names_the_remedy_where_no_folder_can_be_written(monkeypatch: pyt
 
 
 WARM_UP = """
-import sys
 import lossmith
 from lossmith.engine.runtime import compiled, compiling
 made = []

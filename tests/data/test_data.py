@@ -1,5 +1,8 @@
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from scipy.io import arff
 from sklearn import datasets
 
+import lossmith
 from lossmith.data import BUILTIN, load
 from lossmith.errors import InputError
 
@@ -363,8 +367,11 @@ def test_columns_without_any_value_stay(write):
 
 
 def test_fingerprint_is_stable_between_processes():
-    """The value was computed with pandas 2.2 on Python 3.10, and again with pandas 3.1 on Python 3.11."""
-    assert load("iris").fingerprint == "29008d02201bf954"
+    code = "from lossmith.data import load; print(load('iris').fingerprint)"
+    env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(lossmith.__file__).parents[1])}
+    other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    # The value was computed with pandas 2.2 on Python 3.10, and again with pandas 3.1 on Python 3.11.
+    assert other.stdout.strip() == load("iris").fingerprint == "29008d02201bf954"
 
 
 def test_fingerprint_is_of_the_content(write, tmp_path):

@@ -28,11 +28,13 @@ def warm_up() -> Path | None:
         from lossmith.engine.ranking.kernels import panels  # noqa: F401  # compiled when it is imported
         from lossmith.engine.runtime.compiled import TeamFunction
 
-        for package in (argmax, ranking):
-            for found in iter_modules(package.__path__, package.__name__ + "."):
-                if found.name.endswith("entry"):
-                    for value in vars(import_module(found.name)).values():
-                        if isinstance(value, TeamFunction):
-                            value.compile()
+        found = [
+            module.name for package in (argmax, ranking) for module in iter_modules(package.__path__, package.__name__ + ".")
+        ]
+        for name in found:
+            if name.endswith("entry"):
+                for value in vars(import_module(name)).values():
+                    if isinstance(value, TeamFunction):
+                        value.compile()
         exchange.kernels()
     return cache_folder()
